@@ -1,0 +1,66 @@
+"""Writing files so that a reader never sees half of one, whatever kills the writer.
+
+The content goes to a temporary file in the same folder, is flushed to the disk, and takes the final name in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+StrPath = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
+    """A file that appears under `path`, complete, when the block ends without an error, and not at all otherwise.
+
+    Folders on the way are made. Text is UTF-8 and its newlines are not translated. A symbolic link is written through.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
+    try:
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    sync_folder(target.parent)
+
+
+def write_bytes(path: StrPath, content: bytes) -> None:
+    """Write `content` under `path`, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_text(path: StrPath, content: str) -> None:
+    """Write `content` as UTF-8 under `path`, whole or not at all."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: StrPath, content: Any, *, indent: int | None = None) -> None:
+    """Write `content` as JSON that people can read (UTF-8, not escaped), whole or not at all."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+def sync_folder(folder: StrPath) -> None:
+    """Make renames inside `folder` survive a power cut, on systems whose folders can be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

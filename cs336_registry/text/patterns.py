@@ -1,0 +1,56 @@
+"""Pre-tokenisation patterns: regular expressions (of the `regex` package) whose matches are the pretokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+"""GPT-2's pattern, the course's default: https://github.com/openai/tiktoken, `tiktoken_ext/openai_public.py`."""
+
+CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}"""
+    r"""| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+"""GPT-4's pattern (cl100k_base): one mark may lead letters, numbers have up to three digits."""
+
+PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN}
+
+
+def pattern_named(name: str) -> str:
+    """The pattern of that name, for command lines: `gpt2` or `cl100k`."""
+    if name not in PATTERNS:
+        raise ValueError(f"there is no pattern named {name!r}: choose one of {', '.join(PATTERNS)}")
+    return PATTERNS[name]
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse what can't be compiled, with the reason."""
+    import regex
+
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern is {pattern!r}: it must be a string, a regular expression of the regex package")
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+
+
+@lru_cache(maxsize=32)
+def pretoken_finder(pattern: str) -> Callable[[str], Iterable[str]]:
+    """A function from a text to its pretokens: the non-empty matches of `pattern`, left to right.
+
+    Text that the pattern does not match belongs to no pretoken; the named patterns match everything.
+    """
+    import regex
+
+    compiled = regex.compile(pattern)
+    if pattern in PATTERNS.values():
+        return compiled.findall
+    # findall() gives groups instead of matches where the pattern has any, and a pattern may match nothing at all.
+    return lambda text: (match[0] for match in compiled.finditer(text) if match[0])
+
+
+def is_streamable(pattern: str) -> bool:
+    """Whether pretokens can be told apart before the text has ended (see `settled_pretokens`)."""
+    return pattern in PATTERNS.values()
