@@ -22,7 +22,13 @@ class ArgumentMaker:
     """
 
     def __init__(
-        self, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", folder: Path | None = None, strided: bool = False
+        self,
+        seed: int = 0,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        folder: Path | None = None,
+        strided: bool = False,
     ) -> None:
         import numpy as np
 

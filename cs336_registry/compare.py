@@ -39,8 +39,10 @@ def assert_within(candidate: Any, truth: Any, baseline: Any, tolerance: Toleranc
         assert candidate == truth, f"{what}: {_short(candidate)}, expected {_short(truth)}"
 
 
-def assert_nearly_equal(one: torch.Tensor, other: torch.Tensor, *, roundings: float = 16.0, what: str = "result") -> None:
-    """Two tensors that a law says are equal, up to `roundings` rounding errors of the coarser dtype (root mean square)."""
+def assert_nearly_equal(
+    one: torch.Tensor, other: torch.Tensor, *, roundings: float = 16.0, what: str = "result"
+) -> None:
+    """Two tensors that a law says are equal, up to `roundings` rounding errors of the coarser dtype."""
     import torch
 
     assert one.shape == other.shape, f"{what}: shape {tuple(one.shape)}, expected {tuple(other.shape)}"
@@ -49,7 +51,9 @@ def assert_nearly_equal(one: torch.Tensor, other: torch.Tensor, *, roundings: fl
     same_infinities = torch.isinf(one64) & (one64 == other64)
     distance = root_mean_square(torch.where(same_infinities, 0.0, one64 - other64))
     scale = max(root_mean_square(torch.where(torch.isinf(other64), 0.0, other64)), 1.0)
-    assert distance <= roundings * epsilon * scale, f"{what}: off by {distance:.3g}, at most {roundings * epsilon * scale:.3g}"
+    assert distance <= roundings * epsilon * scale, (
+        f"{what}: off by {distance:.3g}, at most {roundings * epsilon * scale:.3g}"
+    )
 
 
 def rounding_error(dtype: torch.dtype) -> float:
@@ -63,30 +67,37 @@ def root_mean_square(values: torch.Tensor) -> float:
     return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
 
 
-def _assert_tensor_within(candidate: Any, truth: torch.Tensor, baseline: torch.Tensor, tolerance: Tolerance, what: str) -> None:
+def _assert_tensor_within(
+    candidate: Any, truth: torch.Tensor, baseline: torch.Tensor, tolerance: Tolerance, what: str
+) -> None:
     import torch
 
     assert isinstance(candidate, torch.Tensor), f"{what}: is a {type(candidate).__name__}, expected a tensor"
     assert candidate.shape == truth.shape, f"{what}: shape {tuple(candidate.shape)}, expected {tuple(truth.shape)}"
     if not truth.dtype.is_floating_point:
-        assert torch.equal(candidate.cpu(), truth.cpu()), f"{what}: integers differ: {_short(candidate)}, expected {_short(truth)}"
+        assert torch.equal(candidate.cpu(), truth.cpu()), (
+            f"{what}: integers differ: {_short(candidate)}, expected {_short(truth)}"
+        )
         return
     assert candidate.dtype == baseline.dtype, f"{what}: dtype {candidate.dtype}, expected {baseline.dtype}"
     found, expected, plain = (tensor.detach().to("cpu", torch.float64) for tensor in (candidate, truth, baseline))
     finite = torch.isfinite(expected)
     assert torch.equal(torch.isfinite(found), finite) or _overflows(found, plain), (
-        f"{what}: {int((torch.isfinite(found) != finite).sum())} of {found.numel()} entries are NaN or infinite where the "
-        f"oracle is finite, or the other way round"
+        f"{what}: {int((torch.isfinite(found) != finite).sum())} of {found.numel()} entries are NaN or infinite where "
+        f"the oracle is finite, or the other way round"
     )
     usable = finite & torch.isfinite(found) & torch.isfinite(plain)
     found, expected, plain = found[usable], expected[usable], plain[usable]
     error, plain_error = root_mean_square(found - expected), root_mean_square(plain - expected)
-    allowed = tolerance.factor * plain_error + tolerance.floor * rounding_error(candidate.dtype) * root_mean_square(expected)
+    allowed = tolerance.factor * plain_error + tolerance.floor * rounding_error(candidate.dtype) * root_mean_square(
+        expected
+    )
     # A tensor of exact zeros leaves no scale: the smallest normal number of the dtype stands in for it.
     allowed += torch.finfo(candidate.dtype).tiny
     assert error <= allowed, (
         f"{what}: error {error:.3g} against float64, allowed {allowed:.3g} "
-        f"({tolerance.factor:g} x plain PyTorch's {plain_error:.3g} in {candidate.dtype}, plus {tolerance.floor:g} roundings)"
+        f"({tolerance.factor:g} x plain PyTorch's {plain_error:.3g} in {candidate.dtype}, "
+        f"plus {tolerance.floor:g} roundings)"
     )
 
 

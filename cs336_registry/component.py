@@ -2,7 +2,8 @@
 
 A component (say `rmsnorm`) has exactly one `Component`, the contract, in `components/<name>.py`. It is data and plain
 functions: backends are loaded against its signature, the conformance kit runs its cases, laws and error cases, and the
-benchmarks time its workloads. Importing a contract imports neither torch nor numpy; its functions import them when called.
+benchmarks time its workloads. Importing a contract imports neither torch nor numpy; its functions import them when
+called.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Sizes = Mapping[str, Any]
 class Case:
     """One set of arguments on which every backend must agree with the oracle.
 
-    `sizes` names the dimensions (and flags) that the contract's `arguments` function reads; `features` names the optional
-    abilities the case needs ("mask", "grouped_query", ...): a backend that does not claim them skips the case.
+    `sizes` names the dimensions (and flags) that the contract's `arguments` function reads; `features` names the
+    optional abilities the case needs ("mask", "grouped_query", ...): a backend that does not claim them skips the case.
     """
 
     id: str
@@ -37,7 +38,9 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorCase:
-    """Arguments that must be refused: `arguments(make)` are passed, `error` must be raised, its text must match `match`."""
+    """Arguments that must be refused: `arguments(make)` are passed, `error` must be raised, its text must match
+    `match`.
+    """
 
     id: str
     arguments: Callable[[ArgumentMaker], Arguments]
@@ -48,7 +51,7 @@ class ErrorCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A property that any correct implementation has; `check(implementation, make)` raises AssertionError when broken."""
+    """A property of every correct implementation; `check(implementation, make)` raises AssertionError if broken."""
 
     id: str
     statement: str
@@ -72,7 +75,9 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A size worth timing. `bytes_moved` and `flops` count one forward pass; they are functions of the element size in bytes."""
+    """A size worth timing. `bytes_moved` and `flops` count one forward pass; they are functions of the element size in
+    bytes.
+    """
 
     id: str
     sizes: Sizes
@@ -119,7 +124,7 @@ class Component:
     tolerance: Tolerance = field(default_factory=Tolerance)
     gradient_tolerance: Tolerance = field(default_factory=lambda: Tolerance(factor=3.0, floor=4.0))
     adapter: str = ""
-    """The course's adapter function over this component, in `cs336_registry.adapters`; empty where the course has none."""
+    """The course's adapter function over this component (in adapters.py); empty where the course has none."""
     composed_of: tuple[str, ...] = ()
     """For composite components: the components that the core's own implementation is built from."""
     composite: str = ""
@@ -173,7 +178,9 @@ class Component:
                 return f"parameter {name!r} is not in the contract and has no default"
             if have.kind is not have.KEYWORD_ONLY:
                 return f"parameter {name!r} is not in the contract and is not keyword-only"
-        order = [p.name for p in found.parameters.values() if p.name in self.parameters and p.kind is p.POSITIONAL_OR_KEYWORD]
+        order = [
+            p.name for p in found.parameters.values() if p.name in self.parameters and p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
         wanted_order = [p.name for p in self.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         if order != wanted_order:
             return f"positional parameters are {order}, the contract's are {wanted_order}"

@@ -1,1 +1,54 @@
-"""."""
+"""PyTorch's own fused operators behind the same contracts."""
+
+from cs336_registry.plugin import Backend, Implementation, hookimpl
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def _op(name: str, *features: str, **claims) -> Implementation:
+    claims = {"gradient": True, "compile": True, "deterministic": True, "thread_safe": True, "dtypes": FLOATS} | claims
+    target = claims.pop("target", name)
+    return Implementation(
+        component=name,
+        target=f"cs336_torch.{name}:{target}",
+        devices=("cpu", "cuda"),
+        features=features,
+        **claims,
+    )
+
+
+def _other(name: str, target: str = "", dtypes: tuple[str, ...] = ()) -> Implementation:
+    return _op(name, target=target or name, dtypes=dtypes, gradient=False, compile=False, thread_safe=False)
+
+
+@hookimpl
+def cs336_backend() -> Backend:
+    return Backend(
+        name="torch",
+        summary="PyTorch's own fused operators",
+        requires=("torch",),
+        cure="pip install torch",
+        implementations=(
+            _other("get_batch"),
+            _op("embedding"),
+            _op("linear"),
+            _op("rmsnorm"),
+            _op("add_rmsnorm"),
+            _op("silu"),
+            _op("swiglu"),
+            _op("rope"),
+            _op("softmax"),
+            _op("attention", "mask", "documents", "grouped_query", "value_dim"),
+            _op("cross_entropy"),
+            _op("linear_cross_entropy"),
+            _other("gradient_clipping", dtypes=FLOATS),
+            _other("adamw", "AdamW", dtypes=FLOATS),
+            _other("lr_cosine_schedule"),
+            _other("save_checkpoint"),
+            _other("load_checkpoint"),
+            _other("generate"),
+            _other("ddp", "DistributedDataParallel", dtypes=("float32",)),
+            _other("fsdp", "FullyShardedDataParallel", dtypes=("float32",)),
+            _other("sharded_optimizer", "ShardedOptimizer", dtypes=("float32",)),
+        ),
+    )

@@ -30,8 +30,8 @@ def check(x: Tensor, weight: Tensor, eps: float) -> None:
     """Refuse arguments outside the contract; every backend calls this, so every backend says the same."""
     if weight.ndim != 1 or x.ndim == 0 or weight.shape[0] != x.shape[-1]:
         raise ValueError(
-            f"rmsnorm: weight has shape {tuple(weight.shape)} but x has shape {tuple(x.shape)}: weight must be a vector "
-            f"as long as the last dimension of x"
+            f"rmsnorm: weight has shape {tuple(weight.shape)} but x has shape {tuple(x.shape)}: weight must be a "
+            f"vector as long as the last dimension of x"
         )
     if eps < 0:
         raise ValueError(f"rmsnorm: eps is {eps}: it must not be negative (1e-5 is usual)")
@@ -100,7 +100,11 @@ contract = Component(
         ),
     ),
     laws=(
-        Law(id="scale", statement="with eps = 0, a power of two times x gives the same result", check=scaling_the_input_changes_nothing),
+        Law(
+            id="scale",
+            statement="with eps = 0, a power of two times x gives the same result",
+            check=scaling_the_input_changes_nothing,
+        ),
         Law(id="rows", statement="a row's result depends on that row alone", check=rows_do_not_meet),
     ),
     workloads=tuple(
