@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..arguments import ArgumentMaker
+from ..checks import require_floating
 from ..compare import assert_nearly_equal
 from ..component import Arguments, Case, Component, ErrorCase, Law, Workload
 
@@ -20,7 +21,8 @@ def rmsnorm(
 
     x: activations, any leading dimensions. weight: the gain, one number per feature. eps: added under the root.
     Statistics are taken in float32 (float64 stays float64); the result has the dtype of `x`.
-    Raises ValueError where `weight` is not a vector as long as the last dimension of `x`, or `eps` is negative.
+    Raises ValueError where `weight` is not a vector as long as the last dimension of `x`, or `eps` is negative, and
+    TypeError where `x` or `weight` is not floating point.
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467.
     """
     raise NotImplementedError
@@ -28,6 +30,7 @@ def rmsnorm(
 
 def check(x: Tensor, weight: Tensor, eps: float) -> None:
     """Refuse arguments outside the contract; every backend calls this, so every backend says the same."""
+    require_floating("rmsnorm", x=x, weight=weight)
     if weight.ndim != 1 or x.ndim == 0 or weight.shape[0] != x.shape[-1]:
         raise ValueError(
             f"rmsnorm: weight has shape {tuple(weight.shape)} but x has shape {tuple(x.shape)}: weight must be a "
@@ -97,6 +100,12 @@ contract = Component(
             id="negative_eps",
             arguments=lambda make: {"x": make.normal(2, 8), "weight": make.normal(8), "eps": -1.0},
             match="eps is -1.0",
+        ),
+        ErrorCase(
+            id="integers",
+            arguments=lambda make: {"x": make.integers(2, 8, high=9), "weight": make.normal(8)},
+            error=TypeError,
+            match="rmsnorm: x has dtype torch.int64",
         ),
     ),
     laws=(
