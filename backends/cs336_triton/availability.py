@@ -19,9 +19,9 @@ def probe(machine: Any) -> str | None:
         return None
     if not machine.cuda_devices:
         return (
-            "triton is installed but no CUDA device is visible (no active driver): use a machine with an NVIDIA card and "
-            "its driver, check CUDA_VISIBLE_DEVICES, or set TRITON_INTERPRET=1 before Python starts to run the kernels "
-            "on the CPU in Triton's interpreter (slow)"
+            "triton is installed but no CUDA device is visible (no active driver): use a machine with an NVIDIA card "
+            "and its driver, check CUDA_VISIBLE_DEVICES, or set TRITON_INTERPRET=1 before Python starts to run the "
+            "kernels on the CPU in Triton's interpreter (slow)"
         )
     if all(tuple(device.capability) < OLDEST_CAPABILITY for device in machine.cuda_devices):
         device = machine.cuda_devices[0]

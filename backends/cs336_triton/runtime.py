@@ -58,7 +58,7 @@ def narrow(value, dtype: tl.constexpr):
 
 @triton.jit
 def dot(a, b, accumulator):
-    """`accumulator + a @ b`, in the accumulator's precision; float32 operands are multiplied as IEEE float32, not TF32."""
+    """`accumulator + a @ b`, in the accumulator's precision; float32 is multiplied as IEEE float32, not TF32."""
     if _INTERPRETING:
         a = a.to(accumulator.dtype)
         b = b.to(accumulator.dtype)
@@ -85,7 +85,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` as (rows, last dimension) with unit stride along the row and any stride between rows; copies only if it must."""
+    """`x` as (rows, last dimension) with unit stride along a row and any stride between rows: a view if it can be."""
     if x.ndim == 1:
         x = x.unsqueeze(0)
     if x.shape[-1] > 1 and x.stride(-1) != 1:
