@@ -1,0 +1,120 @@
+"""The `cs336` command.
+
+The overview is printed from the table below, and only the module of the command that was typed is imported: `cs336
+--help` answers at once, and no command pays for another's libraries. cyclopts parses a command's own arguments and
+writes its help.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start here": {
+        "quickstart": (
+            "quickstart:quickstart",
+            "From real text to a trained model and an HTML report, in under three minutes.",
+        ),
+    },
+    "The registry": {
+        "backends": ("backends:backends", "Show which backend provides which component, and why one is not available."),
+        "components": ("components:components", "List the components, or show the contract of one."),
+        "explain": (
+            "explain:explain",
+            "Say which backend would serve a component, who decided it, and why not another.",
+        ),
+    },
+}
+"""Group -> command -> (module:function in this package, one line that equals the function's docstring's first)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `cs336` with `arguments` (default: the command line's) and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words[:1]
+    words = words[1:] if debug else words
+    if not words or words[0] in ("--help", "-h"):
+        sys.exit(_print(overview()))
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        sys.exit(_print(f"cs336-registry {version('cs336-registry')}"))
+    name = _find(words)
+    if name is None:
+        sys.exit(_unknown(words))
+    from ..errors import RegistryError
+
+    try:
+        sys.exit(_run(name, words[len(name.split()) :]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (`cs336 ... | head`) went away; there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(141)
+    except (RegistryError, ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """Every command, by its words: "tokenizer train" -> (module:function, one line)."""
+    return {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+
+
+def overview(prefix: str = "") -> str:
+    """The help page of `cs336`, or of one family of commands such as `cs336 tokenizer`."""
+    lines = [f"Usage: cs336 {prefix + ' ' if prefix else ''}COMMAND [OPTIONS]", ""]
+    if not prefix:
+        lines += ["Train, measure and compare the parts of small language models, on interchangeable backends.", ""]
+    width = max(len(name) for name in commands()) + 2
+    for group, entries in COMMANDS.items():
+        rows = [f"  {name:<{width}}{line}" for name, (_, line) in entries.items() if name.startswith(prefix)]
+        lines += [f"{group}:", *rows, ""] if rows else []
+    lines.append("cs336 COMMAND --help shows a command's options and examples; cs336 --debug COMMAND shows tracebacks.")
+    return "\n".join(lines)
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function behind a command."""
+    from importlib import import_module
+
+    module, _, function = commands()[name][0].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), function)
+
+
+def _find(words: Sequence[str]) -> str | None:
+    """The command that `words` begin with, the longest first."""
+    known = commands()
+    return next((name for length in (2, 1) if (name := " ".join(words[:length])) in known), None)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    import cyclopts
+
+    app = cyclopts.App(name=f"cs336 {name}", help_format="markdown", version_flags=[])
+    app.default(load(name))
+    app["--help"].show = False
+    result = app(list(arguments), result_action="return_value", exit_on_error=True)
+    return result if isinstance(result, int) else 0
+
+
+def _unknown(words: Sequence[str]) -> int:
+    family = words[0]
+    if any(name.startswith(f"{family} ") for name in commands()):
+        if words[1:2] in ([], ["--help"], ["-h"]):
+            return _print(overview(family))
+        family = " ".join(words[:2])
+    from ..errors import suggestion
+
+    print(f"error: unknown command {family!r}: {suggestion(family, commands())}", file=sys.stderr)
+    return 2
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0

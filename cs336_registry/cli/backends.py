@@ -1,0 +1,70 @@
+"""`cs336 backends`: the grid of backend x component."""
+
+from __future__ import annotations
+
+import json as json_module
+
+
+def backends(*, json: bool = False, traceback: bool = False) -> int:
+    """Show which backend provides which component, and why one is not available.
+
+    Nothing heavy is imported: the grid is read from the backends' manifests.
+
+    Parameters
+    ----------
+    json
+        Print plain data instead of a table.
+    traceback
+        Print the traceback of every broken backend.
+    """
+    import cs336_registry as registry
+
+    plugins, names = registry.backends(), registry.components()
+    if json:
+        print(json_module.dumps({name: _record(status, names) for name, status in plugins.items()}, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    grid = Table(title="backend x component", title_justify="left", header_style="bold", pad_edge=False)
+    grid.add_column("component")
+    providers = {name: status for name, status in plugins.items() if status.backend is not None}
+    for name in providers:
+        grid.add_column(name, justify="center")
+    for component in names:
+        cells = [_cell(component, status) for status in providers.values()]
+        grid.add_row(component, *cells)
+    console.print(grid)
+    console.print()
+    for name, status in plugins.items():
+        color = {"ok": "green", "unavailable": "yellow"}.get(status.state, "red")
+        summary = status.reason or (status.backend.summary if status.backend else "")
+        origin = f" [dim]({status.distribution} {status.version})[/dim]" if status.distribution else ""
+        console.print(f"[{color}]{status.state:<12}[/{color}] [bold]{name}[/bold]{origin}: ", end="")
+        console.print(summary, markup=False)
+        if traceback and status.traceback:
+            console.print(status.traceback, markup=False, style="dim")
+    console.print(
+        "\ncs336 explain COMPONENT says which one would be used; CS336_BACKEND=NAME chooses one.", style="dim"
+    )
+    return 0
+
+
+def _cell(component: str, status) -> str:
+    import cs336_registry as registry
+
+    if status.backend.implementation(component) is None:
+        return "[dim]parts[/dim]" if registry.contract(component).composed_of else ""
+    return "ok" if status.state == "ok" else f"[yellow]{status.state}[/yellow]"
+
+
+def _record(status, names) -> dict:
+    provided = [name for name in names if status.backend is not None and status.backend.implementation(name)]
+    return {
+        "state": status.state,
+        "reason": status.reason,
+        "distribution": status.distribution,
+        "version": status.version,
+        "components": provided,
+    }
