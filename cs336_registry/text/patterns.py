@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import regex
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 """GPT-2's pattern, the course's default: https://github.com/openai/tiktoken, `tiktoken_ext/openai_public.py`."""
@@ -37,20 +41,26 @@ def check_pattern(pattern: str) -> None:
 
 
 @lru_cache(maxsize=32)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """The compiled pattern."""
+    import regex
+
+    return regex.compile(pattern)
+
+
+@lru_cache(maxsize=32)
 def pretoken_finder(pattern: str) -> Callable[[str], Iterable[str]]:
     """A function from a text to its pretokens: the non-empty matches of `pattern`, left to right.
 
     Text that the pattern does not match belongs to no pretoken; the named patterns match everything.
     """
-    import regex
-
-    compiled = regex.compile(pattern)
-    if pattern in PATTERNS.values():
-        return compiled.findall
+    expression = compiled(pattern)
+    if is_streamable(pattern):
+        return expression.findall
     # findall() gives groups instead of matches where the pattern has any, and a pattern may match nothing at all.
-    return lambda text: (match[0] for match in compiled.finditer(text) if match[0])
+    return lambda text: (match[0] for match in expression.finditer(text) if match[0])
 
 
 def is_streamable(pattern: str) -> bool:
-    """Whether pretokens can be told apart before the text has ended (see `settled_pretokens`)."""
+    """Whether text can be cut safely between pretokens (see `pretokens.py`), which holds for the named patterns."""
     return pattern in PATTERNS.values()

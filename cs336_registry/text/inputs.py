@@ -1,0 +1,187 @@
+"""Reading text from files of any size: plain, .gz, .zst, .jsonl, .parquet, folders, globs and standard input (`-`).
+
+An input is a sequence of texts that pretokens never cross: a plain file is one text; a line of .jsonl (its "text"
+field) and a row of .parquet (its "text" column) are one text each. Each arrives in blocks, so memory stays bounded.
+Bytes are decoded as UTF-8 with malformed ones replaced by U+FFFD, and newlines are never translated.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .files import StrPath
+
+InputPath = StrPath | Sequence[StrPath]
+
+BLOCK_SIZE = 1 << 20
+STANDARD_INPUT = Path("-")
+
+
+def expand(input_path: InputPath) -> list[Path]:
+    """The files that `input_path` names, in a fixed order.
+
+    A folder gives every file below it whose name has no leading dot, sorted; a string with `*`, `?` or `[` that is no
+    file's name is a glob (`**` for any depth). Raises FileNotFoundError for a name without a file behind it.
+    """
+    if isinstance(input_path, str | os.PathLike):
+        return _expand_one(input_path)
+    if not isinstance(input_path, Iterable):
+        raise TypeError(f"input_path is {input_path!r}: pass a path, or a list of paths")
+    paths = [path for one in input_path for path in _expand_one(one)]
+    if not paths:
+        raise ValueError("input_path is empty: pass a path, or a list with at least one path")
+    return paths
+
+
+def is_plain(path: Path) -> bool:
+    """Whether the file's own bytes are its text, so that it can be read from any offset."""
+    return path != STANDARD_INPUT and path.suffix not in (".gz", ".zst", ".jsonl", ".ndjson", ".parquet")
+
+
+def byte_texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[Iterator[bytes]]:
+    """Every text as an iterator of byte blocks; each must be consumed before the next is asked for.
+
+    Blocks may cut a character; bytes are as they are in the file, malformed UTF-8 included.
+    """
+    for path in expand(input_path):
+        if path.suffix == ".parquet":
+            yield from _parquet_texts(path)
+        elif path.with_suffix("").suffix in (".jsonl", ".ndjson") or path.suffix in (".jsonl", ".ndjson"):
+            yield from _jsonl_texts(path)
+        else:
+            yield _blocks(path, block_size)
+
+
+def texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[Iterator[str]]:
+    """Every text as an iterator of strings; each must be consumed before the next is asked for."""
+    return map(decoded, byte_texts(input_path, block_size))
+
+
+def decoded(blocks: Iterable[bytes]) -> Iterator[str]:
+    """The blocks as text: the same as decoding them joined, with errors="replace"."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for block in blocks:
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8; surrogate pairs become their character and lone surrogates U+FFFD, as tiktoken has it."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _expand_one(name: StrPath) -> list[Path]:
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"input_path holds {name!r}: a path is a string or a pathlib.Path")
+    path = Path(name)
+    if path == STANDARD_INPUT or path.is_file() or path.is_fifo():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
+        if not found:
+            raise FileNotFoundError(f"the folder {path} has no files: pass a file or a folder with text files in it")
+        return found
+    if any(character in str(name) for character in "*?["):
+        matches = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
+        if not matches:
+            raise FileNotFoundError(f"no file matches {str(name)!r}: check the pattern and the folder {Path.cwd()}")
+        return matches
+    raise FileNotFoundError(f"there is no file {str(name)!r}: pass the path of a text file")
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's uncompressed bytes; damage is reported with the file's name."""
+    if path == STANDARD_INPUT:
+        yield sys.stdin.buffer
+        return
+    damaged: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
+    with open(path, "rb") as raw:
+        stream: Any = raw
+        if path.suffix == ".gz":
+            stream = gzip.GzipFile(fileobj=raw)
+        elif path.suffix == ".zst":
+            zstandard = _needs("zstandard", path)
+            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            damaged = (*damaged, zstandard.ZstdError)
+        try:
+            yield stream
+        except damaged as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch or compress it again") from None
+
+
+def _blocks(path: Path, block_size: int) -> Iterator[bytes]:
+    with _opened(path) as stream:
+        while block := stream.read(block_size):
+            yield block
+
+
+def _jsonl_texts(path: Path) -> Iterator[Iterator[bytes]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line.decode("utf-8", "replace"))["text"]
+        except (json.JSONDecodeError, KeyError, TypeError, IndexError):
+            text = None
+        if not isinstance(text, str):
+            raise ValueError(f'{path}, line {number}: expected a JSON object with a string "text": {line[:60]!r}')
+        yield iter((utf8(text),))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    tail = b""
+    for block in _blocks(path, BLOCK_SIZE):
+        first, *rest = block.split(b"\n")
+        if not rest:
+            tail += first
+            continue
+        yield tail + first
+        yield from rest[:-1]
+        tail = rest[-1]
+    yield tail
+
+
+def _parquet_texts(path: Path) -> Iterator[Iterator[bytes]]:
+    _needs("pyarrow", path)
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise ValueError(f'{path} has no column "text": it has {", ".join(file.schema_arrow.names)}')
+            for batch in file.iter_batches(batch_size=256, columns=["text"]):
+                for value in batch.column(0):
+                    if (text := value.as_py()) is not None:
+                        yield iter((utf8(text),))
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+
+
+def _needs(package: str, path: Path) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ImportError(
+            f"reading {path} needs the package {package}: pip install 'cs336-registry[files]'", name=package
+        ) from None
