@@ -1,1 +1,24 @@
-"""."""
+"""the compiled BPE engine."""
+
+from cs336_registry.plugin import Backend, Implementation, hookimpl
+
+
+def _text(name: str, target: str) -> Implementation:
+    return Implementation(
+        component=name, target=f"cs336_numba_bpe.{name}:{target}", deterministic=True, thread_safe=True
+    )
+
+
+@hookimpl
+def cs336_backend() -> Backend:
+    return Backend(
+        name="numba_bpe",
+        summary="the compiled BPE engine",
+        requires=("numba", "numpy", "regex"),
+        cure="pip install 'cs336-registry[numba]'",
+        implementations=(
+            _text("pretoken_counter", "pretoken_counter"),
+            _text("bpe_trainer", "bpe_trainer"),
+            _text("tokenizer", "Tokenizer"),
+        ),
+    )
