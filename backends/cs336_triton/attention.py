@@ -1,0 +1,384 @@
+"""Scaled dot-product attention without the score matrix: FlashAttention-2 forward and backward in Triton.
+
+`attention_kernels.py` holds the kernels. This file prepares their arguments: any leading dimensions become (batch,
+heads), masks and document ids are passed as strided views and never expanded in memory, and the results take the
+memory layout of q, k and v, so that merging heads afterwards is free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+
+from . import attention_kernels as kernels
+from .configurations import Configuration, configuration
+from .runtime import (
+    PRODUCTION_DTYPES,
+    Card,
+    accumulator,
+    accumulator_dtype,
+    dtype_name,
+    launch,
+    meta,
+)
+
+LARGEST_HEAD = 256
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    document_ids: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """FlashAttention-2: one pass over the keys per tile of queries, recomputed in the backward pass from the LSE.
+
+    Memory beyond the result is one float32 per query. Runs are bitwise repeatable. Head dimensions up to 256; sizes that
+    are not powers of two are padded inside the kernel. float32 products are IEEE, not TF32.
+    """
+    if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
+        raise ValueError(
+            f"attention: head dimension {max(q.shape[-1], v.shape[-1])} exceeds {LARGEST_HEAD}, the largest of the Triton "
+            f"kernels: choose another backend for attention (attention=torch)"
+        )
+    if scale is None:
+        scale = 1.0 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+    shape = (*q.shape[:-1], v.shape[-1])
+    if mask is not None:
+        mask = _four_dimensional_mask(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
+    if document_ids is not None:
+        document_ids = document_ids.expand(*q.shape[:-3], q.shape[-2]).reshape(-1, q.shape[-2])
+    q, k, v = _four_dimensional(q), _four_dimensional(k), _four_dimensional(v)
+    output, _ = attention_forward(q, k, v, mask, document_ids, is_causal, scale)
+    return output.reshape(shape)
+
+
+class FlashAttention2(torch.autograd.Function):
+    """The course's `torch.autograd.Function`: q, k, v of shape (batch, sequence, d) and a causal flag.
+
+    Saves q, k, v, the output and exactly one (batch, queries) tensor, the log-sum-exp of each query's scores.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        output, lse = attention_forward(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, None, is_causal, scale)
+        output, lse = output.squeeze(1), lse.squeeze(1)
+        ctx.save_for_backward(q, k, v, output, lse)
+        ctx.is_causal = is_causal
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, output, lse = (tensor.unsqueeze(1) for tensor in ctx.saved_tensors)
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        gradients = attention_backward(grads[0].unsqueeze(1), q, k, v, output, lse, None, None, ctx.is_causal, scale)
+        grad_q, grad_k, grad_v = (gradient.squeeze(1) for gradient in gradients)
+        return grad_q, grad_k, grad_v, None
+
+
+@torch.library.custom_op("cs336_triton::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d) to the output and its LSE (batch, heads, queries)."""
+    return forward(q, k, v, mask, document_ids, is_causal, scale)
+
+
+@attention_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Any, document_ids: Any, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return _empty_output(q, v), q.new_empty(q.shape[:-1], dtype=accumulator_dtype(q.dtype))
+
+
+@torch.library.custom_op("cs336_triton::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    document_ids: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, each in the layout of what it is the gradient of."""
+    return backward(grad, q, k, v, output, lse, mask, document_ids, is_causal, scale)
+
+
+@attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_rows(q), _empty_rows(k), _empty_rows(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, document_ids, is_causal, scale = inputs
+    ctx.save_for_backward(q, k, v, *output, mask, document_ids)
+    ctx.is_causal, ctx.scale = is_causal, scale
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    q, k, v, output, lse, mask, document_ids = ctx.saved_tensors
+    gradients = attention_backward(grad, q, k, v, output, lse, mask, document_ids, ctx.is_causal, ctx.scale)
+    return (*gradients, None, None, None, None)
+
+
+attention_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    output = _empty_output(q, v)
+    lse = q.new_empty(q.shape[:-1], dtype=accumulator_dtype(q.dtype))
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    masks = _mask_arguments(mask, document_ids)
+    # The kernel takes the maximum before it scales, which needs a factor that is not negative.
+    sign = (scale > 0) - (scale < 0)
+    factor = (abs(scale) or 1.0) * math.log2(math.e)
+    constants = _constants(q, k, v, mask, document_ids, is_causal) | {"SIGN": sign}
+
+    def run(chosen: Configuration) -> None:
+        launch(
+            kernels.attention_forward_kernel,
+            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            *(q, k, v, output, lse, masks.mask, masks.document_ids),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *masks.strides,
+            *(heads, queries, keys, factor),
+            **constants,
+            **chosen.keywords,
+        )  # fmt: skip
+
+    run(_choose("attention_forward", q, v, mask, document_ids, is_causal, run))
+    return output, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    document_ids: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = _empty_rows(q), _empty_rows(k), _empty_rows(v)
+    batch, heads, queries, _ = q.shape
+    kv_heads, keys = k.shape[1:3]
+    grad, q, k, v = _readable(grad), _readable(q), _readable(k), _readable(v)
+    delta = torch.empty_like(lse)
+    masks = _mask_arguments(mask, document_ids)
+    constants = _constants(q, k, v, mask, document_ids, is_causal)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
+    factor = scale * math.log2(math.e)
+
+    def run_delta(chosen: Configuration) -> None:
+        launch(
+            kernels.attention_delta_kernel,
+            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            *(output, grad, delta, *output.stride()[:3], *grad.stride()[:3], heads, queries),
+            **{name: constants[name] for name in ("VALUE_D", "BLOCK_V", "ACCUMULATOR")},
+            **chosen.keywords,
+        )
+
+    def run_queries(chosen: Configuration) -> None:
+        launch(
+            kernels.attention_query_gradient_kernel,
+            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            *(q, k, v, grad, lse, delta, grad_q, masks.mask, masks.document_ids),
+            *(*strides, *grad_q.stride()[:3], *masks.strides, heads, queries, keys, scale, factor),
+            **constants,
+            **chosen.keywords,
+        )
+
+    def run_keys(chosen: Configuration) -> None:
+        launch(
+            kernels.attention_key_gradient_kernel,
+            (triton.cdiv(keys, chosen["BLOCK_N"]) * batch * kv_heads,),
+            *(q, k, v, grad, lse, delta, grad_k, grad_v, masks.mask, masks.document_ids),
+            *(*strides, *grad_k.stride()[:3], *grad_v.stride()[:3], *masks.strides),
+            *(kv_heads, queries, keys, scale, factor),
+            EVEN_QUERIES=queries % chosen["BLOCK_M"] == 0,
+            **constants,
+            **chosen.keywords,
+        )
+
+    for kernel, run in (
+        ("attention_delta", run_delta),
+        ("attention_query_gradient", run_queries),
+        ("attention_key_gradient", run_keys),
+    ):
+        run(_choose(kernel, q, v, mask, document_ids, is_causal, run))
+    return grad_q, grad_k, grad_v
+
+
+class _MaskArguments:
+    """The mask and the document ids as the kernels take them: pointers or None, and six strides."""
+
+    def __init__(self, mask: Tensor | None, document_ids: Tensor | None) -> None:
+        self.mask = None if mask is None else mask.view(torch.uint8)
+        self.document_ids = document_ids
+        self.strides = (
+            *((0, 0, 0, 0) if mask is None else mask.stride()),
+            *((0, 0) if document_ids is None else document_ids.stride()),
+        )
+
+
+_mask_arguments = _MaskArguments
+
+
+def _constants(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, is_causal: bool
+) -> dict[str, Any]:
+    return {
+        "GROUP": q.shape[1] // max(k.shape[1], 1),
+        "D": q.shape[3],
+        "VALUE_D": v.shape[3],
+        "BLOCK_D": _padded(q.shape[3]),
+        "BLOCK_V": _padded(v.shape[3]),
+        "IS_CAUSAL": is_causal,
+        "HAS_MASK": mask is not None,
+        "HAS_DOCUMENTS": document_ids is not None,
+        "ACCUMULATOR": accumulator(q.dtype),
+    }
+
+
+def _padded(width: int) -> int:
+    """Tensor cores multiply at least 16 columns, and tiles are powers of two."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def _four_dimensional(x: Tensor) -> Tensor:
+    """(..., heads, sequence, d) as (batch, heads, sequence, d); 2-D and 3-D inputs have no heads."""
+    if x.ndim == 4:
+        return x
+    if x.ndim <= 3:
+        return x.reshape(-1, 1, *x.shape[-2:])
+    return x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
+
+
+def _four_dimensional_mask(mask: Tensor, leading: torch.Size, queries: int, keys: int) -> Tensor:
+    """The mask as a (batch, heads, queries, keys) view with zero strides where it is broadcast.
+
+    Only several leading dimensions of which some are broadcast need a copy, and it holds no broadcast head, query or key.
+    """
+    if len(leading) <= 1:
+        mask = mask.expand(*mask.shape[:-2], queries, keys) if mask.ndim >= 2 else mask.expand(queries, keys)
+        return mask.expand(*leading, queries, keys).reshape(-1, 1, queries, keys)
+    heads = leading[-1]
+    padded = mask[(None,) * max(0, 3 - mask.ndim)]
+    batched = padded.expand(*leading[:-1], *padded.shape[-3:])
+    if len(leading) > 2:
+        batched = batched.reshape(leading[:-1].numel(), *padded.shape[-3:])
+    return batched.expand(-1, heads, queries, keys)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """`x` itself where its rows are contiguous and a tile's offsets fit int32; otherwise a contiguous copy."""
+    close = x.stride(2) * 256 < 2**31
+    return x if close and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
+
+
+def _empty_rows(x: Tensor) -> Tensor:
+    """An empty tensor in the memory layout of `x`, if its rows are contiguous in that layout."""
+    empty = torch.empty_like(x)
+    return empty if empty.stride(3) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _empty_output(q: Tensor, v: Tensor) -> Tensor:
+    return _empty_rows(q) if q.shape[3] == v.shape[3] else q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def _choose(
+    kernel: str,
+    q: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    document_ids: Tensor | None,
+    is_causal: bool,
+    run: Callable[[Configuration], None],
+) -> Configuration:
+    width = max(_padded(q.shape[3]), _padded(v.shape[3]))
+    edged = mask is not None or document_ids is not None
+    bucket = f"d{width}" + ("_masked" if edged else "") + ("_causal" if is_causal else "")
+    return configuration(
+        kernel,
+        q.device,
+        q.dtype,
+        bucket,
+        partial(default_configuration, kernel, q.dtype, width, q.shape[2]),
+        candidates=partial(candidate_configurations, kernel, q.dtype, width),
+        run=run,
+    )
+
+
+def default_configuration(kernel: str, dtype: torch.dtype, width: int, queries: int, card: Card) -> Configuration:
+    """What is used where no table was measured: the first candidate, whose tiles compile without spilling."""
+    if kernel == "attention_delta":
+        return Configuration.of(num_warps=4, num_stages=1, BLOCK_M=max(16, 8192 // width))
+    if card.capability == (0, 0):
+        # The interpreter: tiles small enough that odd lengths have several, and unequal, so that edges are crossed.
+        blocks = (32, 16) if queries <= 128 else (128, 64)
+        blocks = blocks if kernel != "attention_key_gradient" else blocks[::-1]
+        return Configuration.of(BLOCK_M=blocks[0], BLOCK_N=blocks[1], WARP_SPECIALIZE=False)
+    return candidate_configurations(kernel, dtype, width, card)[0]
+
+
+def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[Configuration, ...]:
+    """Every configuration worth timing, the untimed favourite first: (BLOCK_M, BLOCK_N, num_warps, num_stages)."""
+    if kernel == "attention_delta":
+        return tuple(
+            Configuration.of(num_warps=num_warps, num_stages=1, BLOCK_M=max(16, tile // width))
+            for tile in (8192, 4096, 16384)
+            for num_warps in (4, 8)
+        )
+    return tuple(
+        Configuration.of(num_warps=num_warps, num_stages=num_stages, BLOCK_M=m, BLOCK_N=n, WARP_SPECIALIZE=False)
+        for m, n, num_warps, num_stages in _tiles(kernel, dtype, width, card)
+    )
+
+
+def _tiles(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[tuple[int, int, int, int], ...]:
+    if kernel == "attention_forward":
+        return ((128, 64, 8, 3), (128, 128, 8, 2))
+    return ((64, 64, 4, 2),)
+
+
+def _forward_backward(
+    batch: int, heads: int, kv_heads: int, length: int, d: int, dtype: torch.dtype, is_causal: bool, masking: str = ""
+) -> None:
+    q, output_grad = meta(batch, heads, length, d, dtype=dtype), meta(batch, heads, length, d, dtype=dtype)
+    k, v = meta(batch, kv_heads, length, d, dtype=dtype), meta(batch, kv_heads, length, d, dtype=dtype)
+    mask = meta(1, 1, length, length, dtype=torch.bool).expand(batch, heads, -1, -1) if masking == "mask" else None
+    document_ids = meta(batch, length, dtype=torch.int64) if masking == "documents" else None
+    output, lse = forward(q, k, v, mask, document_ids, is_causal, d**-0.5)
+    backward(output_grad, q, k, v, output, lse, mask, document_ids, is_causal, d**-0.5)
+
+
+def production_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Causal, full, masked, packed and grouped attention at the head sizes in use; see `runtime`."""
+    for dtype in PRODUCTION_DTYPES:
+        for d in (64, 128):
+            for is_causal in (False, True):
+                label = f"{dtype_name(dtype)}_d{d}{'_causal' if is_causal else ''}"
+                yield label, partial(_forward_backward, 2, 8, 8, 4096, d, dtype, is_causal)
