@@ -1,0 +1,442 @@
+"""RMSNorm: one read and one write forward; backward, a persistent grid that keeps partial sums of dW in registers.
+
+Forward: a program normalises a tile of whole rows and keeps `1 / rms` of each in float32. Backward: `2 x
+multiprocessors` programs walk over the rows, each adding `dy * x / rms` to one float32 partial row of dW; a second,
+small kernel adds the partial rows in a fixed order, so that dW is bitwise repeatable. Rows that do not fit a tile are
+walked in tiles of a fixed width, and dW is then summed column tile by column tile.
+The same kernels with ADD serve add_rmsnorm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from cs336_registry.components.rmsnorm import check
+
+from .configurations import Configuration, configuration
+from .operators import differentiable, operator, scalar
+from .runtime import (
+    PRODUCTION_DTYPES,
+    Card,
+    accumulator,
+    accumulator_dtype,
+    card,
+    contiguous_rows,
+    dtype_name,
+    launch,
+    meta,
+    narrow,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+WIDEST_TILE = 16384
+"""Longer rows are walked in tiles: a forward tile is a row in registers, and 16384 entries are what 16 warps hold."""
+WIDEST_BACKWARD_TILE = 8192
+"""The backward tile holds x, dy, the weight and the partial sum of dW at once."""
+WALKING_TILE = 4096
+
+
+def rmsnorm(
+    x: Float[Tensor, "... d_model"], weight: Float[Tensor, " d_model"], eps: float = 1e-5
+) -> Float[Tensor, "... d_model"]:
+    """`x / sqrt(mean(x², -1) + eps) * weight` in one pass over x; see the contract."""
+    check(x, weight, eps)
+    return _operator(x, weight, eps)[0]
+
+
+@triton.jit
+def forward_kernel(
+    x_pointer,
+    residual_pointer,
+    weight_pointer,
+    normed_pointer,
+    total_pointer,
+    rstd_pointer,
+    n_rows,
+    n_cols,
+    x_stride,
+    residual_stride,
+    eps: tl.float64,
+    ACCUMULATOR: tl.constexpr,
+    ADD: tl.constexpr,
+    WALK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """normed = (x [+ residual]) * rstd * weight; total = x + residual where ADD."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    in_rows = rows < n_rows
+    x_rows = x_pointer + rows * x_stride
+    residual_rows = residual_pointer + rows * residual_stride
+    normed_rows = normed_pointer + rows * n_cols
+    total_rows = total_pointer + rows * n_cols
+    if WALK:
+        squares = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+        for start in range(0, n_cols, BLOCK):
+            at = start + columns
+            mask = in_rows & (at < n_cols)
+            value = tl.load(x_rows + at, mask=mask, other=0.0).to(ACCUMULATOR)
+            if ADD:
+                value += tl.load(residual_rows + at, mask=mask, other=0.0).to(ACCUMULATOR)
+                value = narrow(value, total_pointer.dtype.element_ty)
+                tl.store(total_rows + at, value, mask=mask)
+                value = value.to(ACCUMULATOR)
+            squares += value * value
+        rstd = tl.rsqrt(tl.sum(squares, axis=1, keep_dims=True) / n_cols + scalar(eps, ACCUMULATOR))
+        tl.store(rstd_pointer + rows, rstd, mask=in_rows)
+        for start in range(0, n_cols, BLOCK):
+            at = start + columns
+            mask = in_rows & (at < n_cols)
+            if ADD:
+                # Added again rather than read back, so that no thread waits for another's store.
+                value = tl.load(x_rows + at, mask=mask, other=0.0).to(ACCUMULATOR)
+                value += tl.load(residual_rows + at, mask=mask, other=0.0).to(ACCUMULATOR)
+                value = narrow(value, total_pointer.dtype.element_ty).to(ACCUMULATOR)
+            else:
+                value = tl.load(x_rows + at, mask=mask, other=0.0).to(ACCUMULATOR)
+            weight = tl.load(weight_pointer + at, mask=at < n_cols, other=0.0).to(ACCUMULATOR)
+            tl.store(normed_rows + at, narrow(value * rstd * weight, normed_pointer.dtype.element_ty), mask=mask)
+    else:
+        in_columns = columns < n_cols
+        mask = in_rows & in_columns
+        weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
+        value = tl.load(x_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        if ADD:
+            value += tl.load(residual_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+            value = narrow(value, total_pointer.dtype.element_ty)
+            tl.store(total_rows + columns, value, mask=mask)
+            value = value.to(ACCUMULATOR)
+        mean_of_squares = tl.sum(value * value, axis=1, keep_dims=True) / n_cols
+        rstd = tl.rsqrt(mean_of_squares + scalar(eps, ACCUMULATOR))
+        tl.store(rstd_pointer + rows, rstd, mask=in_rows)
+        tl.store(normed_rows + columns, narrow(value * rstd * weight, normed_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    grad_pointer,
+    total_grad_pointer,
+    x_pointer,
+    weight_pointer,
+    rstd_pointer,
+    x_grad_pointer,
+    partial_pointer,
+    n_rows,
+    n_cols,
+    grad_stride,
+    total_grad_stride,
+    x_stride,
+    ACCUMULATOR: tl.constexpr,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx = rstd * (w dy - x rstd mean(w dy x rstd)) [+ total_grad where ADD], and one partial row of dW a program."""
+    columns = tl.arange(0, BLOCK)[None, :]
+    in_columns = columns < n_cols
+    weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
+    weight_grad = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+    for first in range(tl.program_id(0).to(tl.int64) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        in_rows = rows < n_rows
+        mask = in_rows & in_columns
+        value = tl.load(x_pointer + rows * x_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        grad = tl.load(grad_pointer + rows * grad_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        rstd = tl.load(rstd_pointer + rows, mask=in_rows, other=0.0)
+        normal = value * rstd
+        weight_grad += grad * normal
+        grad *= weight
+        projection = tl.sum(grad * normal, axis=1, keep_dims=True) / n_cols
+        x_grad = rstd * (grad - normal * projection)
+        if ADD:
+            x_grad += tl.load(total_grad_pointer + rows * total_grad_stride + columns, mask=mask, other=0.0).to(
+                ACCUMULATOR
+            )
+        tl.store(x_grad_pointer + rows * n_cols + columns, narrow(x_grad, x_grad_pointer.dtype.element_ty), mask=mask)
+    at = tl.program_id(0).to(tl.int64) * n_cols + tl.arange(0, BLOCK)
+    tl.store(partial_pointer + at, tl.sum(weight_grad, axis=0), mask=tl.arange(0, BLOCK) < n_cols)
+
+
+@triton.jit
+def walking_input_gradient_kernel(
+    grad_pointer,
+    total_grad_pointer,
+    x_pointer,
+    weight_pointer,
+    rstd_pointer,
+    x_grad_pointer,
+    n_cols,
+    grad_stride,
+    total_grad_stride,
+    x_stride,
+    ACCUMULATOR: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx of one row that is longer than a tile."""
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_pointer + row)
+    products = tl.zeros((BLOCK,), dtype=ACCUMULATOR)
+    for start in range(0, n_cols, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = columns < n_cols
+        value = tl.load(x_pointer + row * x_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        grad = tl.load(grad_pointer + row * grad_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        weight = tl.load(weight_pointer + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        products += grad * weight * (value * rstd)
+    projection = tl.sum(products, axis=0) / n_cols
+    for start in range(0, n_cols, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = columns < n_cols
+        value = tl.load(x_pointer + row * x_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        grad = tl.load(grad_pointer + row * grad_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        weight = tl.load(weight_pointer + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        x_grad = rstd * (grad * weight - value * rstd * projection)
+        if ADD:
+            x_grad += tl.load(total_grad_pointer + row * total_grad_stride + columns, mask=mask, other=0.0).to(
+                ACCUMULATOR
+            )
+        tl.store(x_grad_pointer + row * n_cols + columns, narrow(x_grad, x_grad_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def walking_weight_gradient_kernel(
+    grad_pointer,
+    x_pointer,
+    rstd_pointer,
+    partial_pointer,
+    n_rows,
+    n_cols,
+    grad_stride,
+    x_stride,
+    ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One column tile of one partial row of dW, from every `num_programs(1)`-th block of rows."""
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    in_columns = columns < n_cols
+    weight_grad = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+    for first in range(tl.program_id(1).to(tl.int64) * ROWS, n_rows, tl.num_programs(1) * ROWS):
+        rows = first + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        in_rows = rows < n_rows
+        mask = in_rows & in_columns
+        value = tl.load(x_pointer + rows * x_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        grad = tl.load(grad_pointer + rows * grad_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        weight_grad += grad * (value * tl.load(rstd_pointer + rows, mask=in_rows, other=0.0))
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    partial_row = partial_pointer + tl.program_id(1).to(tl.int64) * n_cols
+    tl.store(partial_row + at, tl.sum(weight_grad, axis=0), mask=at < n_cols)
+
+
+@triton.jit
+def column_sum_kernel(
+    partial_pointer, sum_pointer, n_rows, n_cols, ACCUMULATOR: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The sum of the partial rows, in a fixed order, for one tile of columns."""
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+    for start in range(0, n_rows, ROWS):
+        rows = start + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        mask = (rows < n_rows) & (columns < n_cols)
+        total += tl.load(partial_pointer + rows * n_cols + columns, mask=mask, other=0.0)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sum_pointer + at, narrow(tl.sum(total, axis=0), sum_pointer.dtype.element_ty), mask=at < n_cols)
+
+
+def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(normed, x + residual or None, 1 / rms of each row)."""
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = None if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x_rows = contiguous_rows(x)
+    residual_rows = x_rows if residual is None else contiguous_rows(residual)
+    n_rows, n_cols = x_rows.shape
+    rstd = torch.empty(n_rows, dtype=accumulator_dtype(x.dtype), device=x.device)
+    if normed.numel():
+        walk = n_cols > WIDEST_TILE
+        block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
+        chosen = configuration(
+            "rmsnorm_forward", x.device, x.dtype, str(block), partial(default_rows, entries=2048, block=block)
+        )
+        launch(
+            forward_kernel,
+            (triton.cdiv(n_rows, chosen["ROWS"]),),
+            x_rows,
+            residual_rows,
+            weight.contiguous(),
+            normed,
+            normed if total is None else total,
+            rstd,
+            n_rows,
+            n_cols,
+            x_rows.stride(0),
+            residual_rows.stride(0),
+            eps,
+            ACCUMULATOR=accumulator(x.dtype),
+            ADD=residual is not None,
+            WALK=walk,
+            BLOCK=block,
+            **chosen.keywords,
+        )
+    return normed, total, rstd
+
+
+def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """(dx, dW); `x` is what was normalised, `total_grad` a gradient that reached it by the other way round the norm."""
+    x_grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not x_grad.numel():
+        return x_grad, torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+    weight_grad = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    grad, x, weight = contiguous_rows(grad), contiguous_rows(x), weight.contiguous()
+    extra = grad if total_grad is None else contiguous_rows(total_grad)
+    n_rows, n_cols = x.shape
+    constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype)}
+    add = total_grad is not None
+    programs = 2 * card(x.device).multiprocessors
+    if n_cols <= WIDEST_BACKWARD_TILE:
+        block = triton.next_power_of_2(n_cols)
+        chosen = configuration(
+            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_rows, entries=4096, block=block)
+        )
+        programs = min(programs, triton.cdiv(n_rows, chosen["ROWS"]))
+        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
+        launch(
+            backward_kernel,
+            (programs,),
+            grad,
+            extra,
+            x,
+            weight,
+            rstd,
+            x_grad,
+            partial_sums,
+            n_rows,
+            n_cols,
+            grad.stride(0),
+            extra.stride(0),
+            x.stride(0),
+            ADD=add,
+            BLOCK=block,
+            **constants,
+            **chosen.keywords,
+        )
+    else:
+        launch(
+            walking_input_gradient_kernel,
+            (n_rows,),
+            grad,
+            extra,
+            x,
+            weight,
+            rstd,
+            x_grad,
+            n_cols,
+            grad.stride(0),
+            extra.stride(0),
+            x.stride(0),
+            ADD=add,
+            BLOCK=WALKING_TILE,
+            num_warps=8,
+            num_stages=2,
+            **constants,
+        )
+        rows, block = 4, 512
+        tiles = triton.cdiv(n_cols, block)
+        programs = min(triton.cdiv(8 * programs, tiles), triton.cdiv(n_rows, rows))
+        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
+        launch(
+            walking_weight_gradient_kernel,
+            (tiles, programs),
+            grad,
+            x,
+            rstd,
+            partial_sums,
+            n_rows,
+            n_cols,
+            grad.stride(0),
+            x.stride(0),
+            ROWS=rows,
+            BLOCK=block,
+            num_warps=4,
+            num_stages=2,
+            **constants,
+        )
+    launch(
+        column_sum_kernel,
+        (triton.cdiv(n_cols, 64),),
+        partial_sums,
+        weight_grad,
+        programs,
+        n_cols,
+        ROWS=32,
+        BLOCK=64,
+        num_warps=4,
+        num_stages=2,
+        **constants,
+    )
+    return x_grad, weight_grad
+
+
+def default_rows(card: Card, *, entries: int, block: int) -> Configuration:
+    """About `entries` entries a tile; 16 to 32 of them a thread."""
+    rows = max(1, entries // block)
+    return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
+
+
+def production_calls() -> Iterator[tuple[str, Any]]:
+    for dtype in PRODUCTION_DTYPES:
+        for n_rows, n_cols in ((8192, 768), (16384, 4096), (4096, 16384), (1024, 65536)):
+            x, weight = meta(n_rows, n_cols, dtype=dtype), meta(n_cols, dtype=dtype)
+            rstd = meta(n_rows)
+            name = f"{dtype_name(dtype)}_{n_cols}"
+            yield f"rmsnorm_forward_{name}", partial(forward, x, None, weight, 1e-5)
+            yield f"rmsnorm_backward_{name}", partial(backward, x, None, x, weight, rstd)
+
+
+def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normed, _, rstd = forward(x, None, weight, eps)
+    return normed, rstd
+
+
+def _fake_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), dtype=accumulator_dtype(x.dtype))
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    return backward(grad, None, x, weight, rstd)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+_operator = operator("rmsnorm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)", _forward, _fake_forward)
+_backward_operator = operator(
+    "rmsnorm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
+    x_grad, weight_grad = _backward_operator(grad, *ctx.saved_tensors)
+    return x_grad, weight_grad, None
+
+
+differentiable(_operator, _gradients, _setup_context)

@@ -1,0 +1,200 @@
+"""Softmax: rows of up to 32768 entries are held in registers and read once; longer ones are read twice, online.
+
+The online pass keeps one running maximum and one running sum per lane of the tile, so that the lanes meet only once, at
+the row's end. Another dimension than the last is brought to the end first, which copies unless its stride is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from cs336_registry.components.softmax import check
+
+from .configurations import Configuration, configuration
+from .operators import differentiable, operator
+from .runtime import PRODUCTION_DTYPES, Card, accumulator, contiguous_rows, dtype_name, launch, meta, narrow
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+WIDEST_TILE = 32768
+WALKING_TILE = 4096
+
+
+def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
+    """`exp(x - max(x)) / sum(exp(x - max(x)))` along `dim`; see the contract."""
+    check(x, dim)
+    if dim in (-1, x.ndim - 1):
+        return _operator(x)
+    return _operator(x.movedim(dim, -1)).movedim(-1, dim)
+
+
+@triton.jit
+def exp_difference(x, highest):
+    """exp(x - highest), and 0 rather than NaN where both are -inf."""
+    return tl.exp(x - tl.where(highest == -float("inf"), 0.0, highest))
+
+
+@triton.jit
+def forward_kernel(
+    x_pointer,
+    output_pointer,
+    n_rows,
+    n_cols,
+    x_stride,
+    ACCUMULATOR: tl.constexpr,
+    WALK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    in_rows = rows < n_rows
+    x_rows = x_pointer + rows * x_stride
+    output_rows = output_pointer + rows * n_cols
+    if WALK:
+        highest = tl.full((ROWS, BLOCK), -float("inf"), dtype=ACCUMULATOR)
+        total = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+        for start in range(0, n_cols, BLOCK):
+            mask = in_rows & (start + columns < n_cols)
+            x = tl.load(x_rows + start + columns, mask=mask, other=-float("inf")).to(ACCUMULATOR)
+            higher = tl.maximum(highest, x)
+            total = total * exp_difference(highest, higher) + exp_difference(x, higher)
+            highest = higher
+        row_highest = tl.max(highest, axis=1, keep_dims=True)
+        row_total = tl.sum(total * exp_difference(highest, row_highest), axis=1, keep_dims=True)
+        for start in range(0, n_cols, BLOCK):
+            mask = in_rows & (start + columns < n_cols)
+            x = tl.load(x_rows + start + columns, mask=mask, other=-float("inf")).to(ACCUMULATOR)
+            output = narrow(tl.exp(x - row_highest) / row_total, output_pointer.dtype.element_ty)
+            tl.store(output_rows + start + columns, output, mask=mask)
+    else:
+        # A row beyond the last reads zeros, not -inf, whose differences would be NaN.
+        mask = in_rows & (columns < n_cols)
+        x = tl.load(x_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        x = tl.where(columns < n_cols, x, -float("inf"))
+        weights = tl.exp(x - tl.max(x, axis=1, keep_dims=True))
+        output = narrow(weights / tl.sum(weights, axis=1, keep_dims=True), output_pointer.dtype.element_ty)
+        tl.store(output_rows + columns, output, mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    grad_pointer,
+    output_pointer,
+    x_grad_pointer,
+    n_rows,
+    n_cols,
+    grad_stride,
+    ACCUMULATOR: tl.constexpr,
+    WALK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx = y (dy - sum(y dy))."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    in_rows = rows < n_rows
+    grad_rows = grad_pointer + rows * grad_stride
+    output_rows = output_pointer + rows * n_cols
+    x_grad_rows = x_grad_pointer + rows * n_cols
+    if WALK:
+        products = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
+        for start in range(0, n_cols, BLOCK):
+            mask = in_rows & (start + columns < n_cols)
+            grad = tl.load(grad_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+            products += grad * tl.load(output_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        projection = tl.sum(products, axis=1, keep_dims=True)
+        for start in range(0, n_cols, BLOCK):
+            mask = in_rows & (start + columns < n_cols)
+            grad = tl.load(grad_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+            output = tl.load(output_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+            x_grad = narrow(output * (grad - projection), x_grad_pointer.dtype.element_ty)
+            tl.store(x_grad_rows + start + columns, x_grad, mask=mask)
+    else:
+        mask = in_rows & (columns < n_cols)
+        grad = tl.load(grad_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        output = tl.load(output_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+        x_grad = output * (grad - tl.sum(grad * output, axis=1, keep_dims=True))
+        tl.store(x_grad_rows + columns, narrow(x_grad, x_grad_pointer.dtype.element_ty), mask=mask)
+
+
+def default_forward(card: Card, *, block: int) -> Configuration:
+    """About 2048 entries a tile, at most 64 a thread."""
+    rows = max(1, 2048 // block)
+    return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
+
+
+def default_backward(card: Card, *, block: int) -> Configuration:
+    """Two tiles are held at once: more threads share a long row."""
+    rows = max(1, 2048 // block)
+    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows)
+
+
+def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], default: Any) -> None:
+    n_rows, n_cols = rows.shape
+    if not rows.numel():
+        return
+    walk = n_cols > WIDEST_TILE
+    block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
+    chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default, block=block))
+    launch(
+        kernel,
+        (triton.cdiv(n_rows, chosen["ROWS"]),),
+        rows,
+        *others,
+        n_rows,
+        n_cols,
+        rows.stride(0),
+        ACCUMULATOR=accumulator(rows.dtype),
+        WALK=walk,
+        BLOCK=block,
+        **chosen.keywords,
+    )
+
+
+def production_calls() -> Iterator[tuple[str, Any]]:
+    for dtype in PRODUCTION_DTYPES:
+        for n_rows, n_cols in ((65536, 512), (16384, 4096), (8192, 32768), (4096, 131072)):
+            x = meta(n_rows, n_cols, dtype=dtype)
+            yield f"softmax_forward_{dtype_name(dtype)}_{n_cols}", partial(_forward, x)
+            yield f"softmax_backward_{dtype_name(dtype)}_{n_cols}", partial(_backward, x, x)
+
+
+def _forward(x: Tensor) -> Tensor:
+    output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), default_forward)
+    return output
+
+
+def _backward(grad: Tensor, output: Tensor) -> Tensor:
+    x_grad = torch.empty(output.shape, dtype=output.dtype, device=output.device)
+    rows = contiguous_rows(grad)
+    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), default_backward)
+    return x_grad
+
+
+_operator = operator("softmax(Tensor x) -> Tensor", _forward, lambda x: x.new_empty(x.shape))
+_backward_operator = operator(
+    "softmax_backward(Tensor grad, Tensor output) -> Tensor",
+    _backward,
+    lambda grad, output: output.new_empty(output.shape),
+)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(output)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> Tensor:
+    return _backward_operator(grad, *ctx.saved_tensors)
+
+
+differentiable(_operator, _gradients, _setup_context)
