@@ -22,7 +22,6 @@ from .errors import (
     ConfigurationError,
     ContractError,
     FallbackWarning,
-    TracingError,
     UnavailableError,
     UnknownNameError,
     suggestion,
@@ -59,10 +58,9 @@ def get(component: str, *, backend: str | None = None, device: Any = None, dtype
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling():
-        raise TracingError(
-            f"registry.get({component!r}) was called while torch.compile traces: choose the component before compiling "
-            f"(attention = registry.get('attention')) and call what you got inside"
-        )
+        from .tracing import refuse
+
+        refuse(component)
     key = (component, backend, device, dtype, _used.get(), _command_line, *map(os.environ.get, VARIABLES))
     found = _chosen.get(key)
     return found if found is not None else _choose(key, component, backend, device, dtype)

@@ -1,0 +1,95 @@
+"""The command as a person types it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+
+import cs336_registry as registry
+from cs336_registry import cli
+
+from .conftest import FakeEntryPoint
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(words))
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_the_overview_lists_every_command(capsys, words):
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert all(name in out and line in out for name, (_, line) in cli.commands().items())
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands()))
+def test_the_overviews_line_is_the_functions_own(name):
+    function = cli.load(name)
+    assert inspect.getdoc(function).splitlines()[0] == cli.commands()[name][1]
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands()))
+def test_every_command_teaches_its_options(capsys, name):
+    code, out, _ = run(capsys, *name.split(), "--help")
+    assert code == 0
+    for parameter in inspect.signature(cli.load(name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert f"--{parameter.name.replace('_', '-')}" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1].startswith("cs336-registry ")
+
+
+def test_an_unknown_command(capsys):
+    code, _, err = run(capsys, "bakends")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "unknown command 'bakends': did you mean 'backends'" in err
+
+
+def test_errors_are_one_line(capsys):
+    code, _, err = run(capsys, "explain", "rmsnrom")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: unknown component 'rmsnrom': did you mean 'rmsnorm'")
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(registry.registry.UnknownNameError):
+        cli.main(["--debug", "explain", "rmsnrom"])
+
+
+def test_backends_shows_the_grid_and_every_reason(capsys, install):
+    install(FakeEntryPoint("bad", RuntimeError("the sky fell")))
+    code, out, _ = run(capsys, "backends")
+    assert code == 0
+    assert all(component in out for component in registry.components())
+    assert "broken" in out
+    assert "the sky fell" in out
+    assert "RuntimeError" in run(capsys, "backends", "--traceback")[1]
+
+
+def test_backends_as_data(capsys):
+    record = json.loads(run(capsys, "backends", "--json")[1])
+    assert record["reference"]["state"] == "ok"
+    assert "attention" in record["reference"]["components"]
+
+
+def test_components_shows_contracts(capsys):
+    assert "attention" in run(capsys, "components")[1]
+    text = run(capsys, "components", "rmsnorm")[1]
+    assert "rmsnorm(x" in text
+    assert "https://arxiv.org/abs/1910.07467" in text
+    assert "law rows" in text
+
+
+def test_explain_on_a_machine_without_cuda(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, out, _ = run(capsys, "explain", "attention", "--device", "cuda")
+    assert code == 0
+    assert "attention: reference" in out
+    assert "This machine has no CUDA device" in out
