@@ -11,7 +11,7 @@ import importlib.util
 import re
 import traceback as traceback_module
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,25 +249,24 @@ def _status(
     manager: pluggy.PluginManager, status: PluginStatus, machine: Machine, components: Mapping[str, str]
 ) -> PluginStatus:
     """`status` completed with the manifest, or with why there is none."""
-    known = dict(name=status.name, distribution=status.distribution, version=status.version)
     try:
         manifests = call(manager, status.name, "cs336_backend")
         if not manifests:
-            return PluginStatus(**known, state="ok", reason="hooks only, no backend")
+            return replace(status, reason="hooks only, no backend")
         backend = _checked(manifests[0], status.name, components)
         package = missing_package(backend.requires)
         if package is not None:
             reason = f"{package} is not installed" + (
                 f"; {backend.cure}" if backend.cure else f"; pip install {package}"
             )
-            return PluginStatus(**known, state="unavailable", reason=reason, backend=backend)
+            return replace(status, state="unavailable", reason=reason, backend=backend)
         reasons = call(manager, status.name, "cs336_probe", machine=machine)
     except Exception as error:
         reason = str(error) if isinstance(error, ContractError) else f"{type(error).__name__}: {error}"
-        return PluginStatus(**known, state="broken", reason=reason, traceback=traceback_module.format_exc())
+        return replace(status, state="broken", reason=reason, traceback=traceback_module.format_exc())
     if reasons:
-        return PluginStatus(**known, state="unavailable", reason=reasons[0], backend=backend)
-    return PluginStatus(**known, state="ok", backend=backend)
+        return replace(status, state="unavailable", reason=reasons[0], backend=backend)
+    return replace(status, backend=backend)
 
 
 def _checked(backend: Any, name: str, components: Mapping[str, str]) -> Backend:

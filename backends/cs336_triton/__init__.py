@@ -1,4 +1,4 @@
-"""Fused Triton kernels, forward and backward, for every tensor component; on a GPU, or on the CPU in the interpreter."""
+"""Fused Triton kernels, forward and backward, on a GPU or in the interpreter on the CPU."""
 
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
