@@ -1,7 +1,7 @@
 """What survives a killed training: word counts and merges, found again by the content they came from.
 
 Under `cache_dir/{dataset}/`: `word_counts_{corpus}.bin` (and `shard_{corpus}_{shard}.bin` while counting),
-`pair_counts_{corpus}.json`, `merges_{n}_{tie_break}_{corpus}.json` and `vocab_{n}_{tie_break}_{corpus}.json`. `corpus` is
+`pair_counts_{corpus}.json`, `merges_{n}_{tie_break}_{corpus}.json`, `vocab_{n}_{tie_break}_{corpus}.json`. `corpus` is
 the digest of the files' contents, the pattern and the special tokens; worker counts, file names and vocab_size are no
 part of it, so a run may continue with others. Every file carries its format, version, identity and checksum and is
 written whole or not at all; one that does not fit is reported by a warning of this module's logger and built again.
