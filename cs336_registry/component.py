@@ -111,6 +111,9 @@ class Component:
     observe: Callable[[Callable[..., Any], Arguments], Any] | None = None
     """How to turn an implementation and its arguments into comparable values, where calling it is not enough
     (an optimizer's steps, a checkpoint's round trip). Default: `implementation(**arguments)`."""
+    timed: Callable[[Callable[..., Any], Arguments], Callable[[], Any]] | None = None
+    """Prepares an implementation and returns what the benchmarks time, where the call is not it (an optimizer's step).
+    Default: calling the implementation with the arguments."""
     exact: bool = False
     """True where results must be equal to the last byte (text and integer algorithms)."""
     differentiable: tuple[str, ...] = ()
