@@ -31,7 +31,8 @@ def cross_entropy(
     Raises ValueError for an unknown reduction, shapes that do not fit or an empty vocabulary, TypeError for logits that
     are not floating or targets that are not integers, and, where looking needs no wait for a device (on the CPU),
     ValueError for a target outside the vocabulary. There is no ignored index.
-    Source: Goodfellow et al. 2016, "Deep Learning", section 6.2.1.1, https://www.deeplearningbook.org/contents/mlp.html.
+    Source: Goodfellow et al. 2016, "Deep Learning", section 6.2.1.1,
+    https://www.deeplearningbook.org/contents/mlp.html.
     """
     raise NotImplementedError
 
@@ -133,7 +134,7 @@ contract = Component(
         Case(id="one_row", sizes={"vocab": 1000}),
         Case(id="one_entry", sizes={"leading": (4,), "vocab": 1, "reduction": "none"}),
         Case(id="no_rows", sizes={"leading": (0, 4), "vocab": 8, "reduction": "none"}),
-        Case(id="no_rows_sum", sizes={"leading": (0,), "vocab": 8, "reduction": "sum"}),
+        Case(id="no_rows_sum", sizes={"leading": (0, 4), "vocab": 8, "reduction": "sum"}),
         Case(id="large_logits", sizes={"leading": (6,), "vocab": 50, "scale": 100.0, "mean": 1000.0}),
         Case(id="int32_targets", sizes={"leading": (6,), "vocab": 11, "int32": True}),
         Case(id="wide", sizes={"leading": (3,), "vocab": 32003}),
