@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WIDEST_TILE = 32768
+WIDEST_BACKWARD_TILE = 16384
+"""The backward pass holds two rows at once: 32768 entries of each would spill."""
 WALKING_TILE = 4096
 
 
@@ -126,23 +128,17 @@ def backward_kernel(
         tl.store(x_grad_rows + columns, narrow(x_grad, x_grad_pointer.dtype.element_ty), mask=mask)
 
 
-def default_forward(card: Card, *, block: int) -> Configuration:
+def default_tile(card: Card, *, block: int) -> Configuration:
     """About 2048 entries a tile, at most 64 a thread."""
     rows = max(1, 2048 // block)
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
 
 
-def default_backward(card: Card, *, block: int) -> Configuration:
-    """Two tiles are held at once: more threads share a long row."""
-    rows = max(1, 2048 // block)
-    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows)
-
-
-def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], default: Any) -> None:
+def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], default: Any, widest: int) -> None:
     n_rows, n_cols = rows.shape
     if not rows.numel():
         return
-    walk = n_cols > WIDEST_TILE
+    walk = n_cols > widest
     block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
     chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default, block=block))
     launch(
@@ -170,14 +166,16 @@ def production_calls() -> Iterator[tuple[str, Any]]:
 
 def _forward(x: Tensor) -> Tensor:
     output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), default_forward)
+    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), default_tile, WIDEST_TILE)
     return output
 
 
 def _backward(grad: Tensor, output: Tensor) -> Tensor:
     x_grad = torch.empty(output.shape, dtype=output.dtype, device=output.device)
     rows = contiguous_rows(grad)
-    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), default_backward)
+    _launch(
+        backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), default_tile, WIDEST_BACKWARD_TILE
+    )
     return x_grad
 
 
