@@ -138,6 +138,7 @@ def backward_kernel(
     x_stride,
     ACCUMULATOR: tl.constexpr,
     ADD: tl.constexpr,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -146,7 +147,8 @@ def backward_kernel(
     in_columns = columns < n_cols
     weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
     weight_grad = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
-    for first in range(tl.program_id(0).to(tl.int64) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+    step = tl.num_programs(0) * ROWS
+    for first in tl.range(tl.program_id(0).to(tl.int64) * ROWS, n_rows, step, num_stages=STAGES):
         rows = first + tl.arange(0, ROWS).to(tl.int64)[:, None]
         in_rows = rows < n_rows
         mask = in_rows & in_columns
