@@ -1,0 +1,232 @@
+"""Cross entropy in three passes over the logits: one read forward, one read and one write backward.
+
+Forward keeps the log-sum-exp of each row; backward computes `(softmax - one hot) * grad_output` from it, into memory of
+its own: logits and grad_output are never written. The running maximum and sum are kept per lane of the tile, so that the
+lanes meet once a row. A target outside the vocabulary gives a loss and a gradient of NaN, not a read out of bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import triton
+import triton.language as tl
+
+from cs336_registry.components.cross_entropy import check
+
+from .configurations import Configuration, configuration
+from .operators import differentiable, operator, power_of_two_up_to, scalar
+from .runtime import (
+    PRODUCTION_DTYPES,
+    Card,
+    accumulator,
+    accumulator_dtype,
+    contiguous_rows,
+    dtype_name,
+    launch,
+    meta,
+    narrow,
+)
+from .softmax import exp_difference
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*leading vocab"],
+    targets: Int[Tensor, "*leading"],
+    *,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "*leading"]:
+    """`log(sum(exp(logits))) - logits[target]` in one pass, its gradient in one more; see the contract."""
+    check(logits, targets, reduction)
+    return _operator(logits, targets, reduction)[0]
+
+
+@triton.jit
+def row_log_sum_exp(logits_row, n_cols, ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr):
+    """log(sum(exp(row))), in one pass."""
+    highest = tl.full((BLOCK,), -float("inf"), dtype=ACCUMULATOR)
+    total = tl.zeros((BLOCK,), dtype=ACCUMULATOR)
+    for start in range(0, n_cols, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        logits = tl.load(logits_row + columns, mask=columns < n_cols, other=-float("inf")).to(ACCUMULATOR)
+        higher = tl.maximum(highest, logits)
+        total = total * exp_difference(highest, higher) + exp_difference(logits, higher)
+        highest = higher
+    row_highest = tl.max(highest, axis=0)
+    return row_highest + tl.log(tl.sum(total * exp_difference(highest, row_highest), axis=0))
+
+
+@triton.jit
+def target_logit(logits_row, target, n_cols, ACCUMULATOR: tl.constexpr):
+    """The row's entry at `target`; NaN for a target outside the row."""
+    inside = (target >= 0) & (target < n_cols)
+    return tl.load(logits_row + target, mask=inside, other=float("nan")).to(ACCUMULATOR)
+
+
+@triton.jit
+def forward_kernel(
+    logits_pointer,
+    target_pointer,
+    loss_pointer,
+    log_sum_exp_pointer,
+    n_cols,
+    logits_stride,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_row = logits_pointer + row * logits_stride
+    log_sum_exp = row_log_sum_exp(logits_row, n_cols, ACCUMULATOR, BLOCK)
+    target = tl.load(target_pointer + row).to(tl.int64)
+    loss = log_sum_exp - target_logit(logits_row, target, n_cols, ACCUMULATOR)
+    tl.store(log_sum_exp_pointer + row, log_sum_exp)
+    tl.store(loss_pointer + row, narrow(loss, loss_pointer.dtype.element_ty))
+
+
+@triton.jit
+def backward_kernel(
+    logits_pointer,
+    target_pointer,
+    log_sum_exp_pointer,
+    grad_pointer,
+    logits_grad_pointer,
+    n_cols,
+    logits_stride,
+    grad_stride,
+    scale: tl.float64,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(softmax - one hot) * grad * scale for one tile of one row."""
+    tiles = tl.cdiv(n_cols, BLOCK)
+    row = tl.program_id(0).to(tl.int64) // tiles
+    columns = (tl.program_id(0).to(tl.int64) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < n_cols
+    logits = tl.load(logits_pointer + row * logits_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+    log_sum_exp = tl.load(log_sum_exp_pointer + row)
+    target = tl.load(target_pointer + row).to(tl.int64)
+    grad = tl.load(grad_pointer + row * grad_stride).to(ACCUMULATOR) * scalar(scale, ACCUMULATOR)
+    grad = tl.where((target >= 0) & (target < n_cols), grad, float("nan"))
+    logits_grad = (tl.exp(logits - log_sum_exp) - tl.where(columns == target, 1.0, 0.0)) * grad
+    output = logits_grad_pointer + row * n_cols + columns
+    tl.store(output, narrow(logits_grad, logits_grad_pointer.dtype.element_ty), mask=mask)
+
+
+def default_forward(card: Card) -> Configuration:
+    return Configuration.of(num_warps=8, TILE=4096)
+
+
+def default_backward(card: Card) -> Configuration:
+    return Configuration.of(num_warps=8, TILE=4096)
+
+
+def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """(loss, log-sum-exp of each row). The rows' losses are reduced in float32 and rounded once."""
+    wide = accumulator_dtype(logits.dtype)
+    n_rows, n_cols = targets.numel(), logits.shape[-1]
+    log_sum_exp = torch.empty(n_rows, dtype=wide, device=logits.device)
+    losses_dtype = logits.dtype if reduction == "none" else wide
+    losses = torch.empty(targets.shape, dtype=losses_dtype, device=logits.device)
+    if n_rows:
+        rows = contiguous_rows(logits)
+        chosen = configuration("cross_entropy_forward", logits.device, logits.dtype, "any", default_forward)
+        launch(
+            forward_kernel,
+            (n_rows,),
+            rows,
+            targets.contiguous(),
+            losses,
+            log_sum_exp,
+            n_cols,
+            rows.stride(0),
+            ACCUMULATOR=accumulator(logits.dtype),
+            BLOCK=power_of_two_up_to(chosen["TILE"], n_cols),
+            num_warps=chosen.num_warps,
+            num_stages=chosen.num_stages,
+        )
+    return reduce_losses(losses, reduction).to(logits.dtype), log_sum_exp
+
+
+def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def backward(grad: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor, reduction: str) -> Tensor:
+    logits_grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    if not logits_grad.numel():
+        return logits_grad
+    rows = contiguous_rows(logits)
+    n_rows, n_cols = rows.shape
+    chosen = configuration("cross_entropy_backward", logits.device, logits.dtype, "any", default_backward)
+    block = power_of_two_up_to(chosen["TILE"], n_cols)
+    launch(
+        backward_kernel,
+        (n_rows * triton.cdiv(n_cols, block),),
+        rows,
+        targets.contiguous(),
+        log_sum_exp,
+        grad.contiguous(),
+        logits_grad,
+        n_cols,
+        rows.stride(0),
+        1 if reduction == "none" else 0,
+        1.0 / n_rows if reduction == "mean" else 1.0,
+        ACCUMULATOR=accumulator(logits.dtype),
+        BLOCK=block,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
+    )
+    return logits_grad
+
+
+def production_calls() -> Iterator[tuple[str, Any]]:
+    for dtype in PRODUCTION_DTYPES:
+        for vocab in (32000, 50257, 128256):
+            logits, targets = meta(8192, vocab, dtype=dtype), meta(8192, dtype=torch.int64)
+            name = f"{dtype_name(dtype)}_{vocab}"
+            yield f"cross_entropy_forward_{name}", partial(forward, logits, targets, "none")
+            yield (
+                f"cross_entropy_backward_{name}",
+                partial(backward, meta(dtype=dtype), logits, targets, meta(8192), "mean"),
+            )
+
+
+def _fake_forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    loss = logits.new_empty(targets.shape if reduction == "none" else ())
+    return loss, logits.new_empty(targets.numel(), dtype=accumulator_dtype(logits.dtype))
+
+
+def _fake_backward(grad: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor, reduction: str) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+_operator = operator(
+    "cross_entropy(Tensor logits, Tensor targets, str reduction) -> (Tensor, Tensor)", forward, _fake_forward
+)
+_backward_operator = operator(
+    "cross_entropy_backward(Tensor grad, Tensor logits, Tensor targets, Tensor log_sum_exp, str reduction) -> Tensor",
+    backward,
+    _fake_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    logits, targets, ctx.reduction = inputs
+    ctx.save_for_backward(logits, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    return _backward_operator(grad, *ctx.saved_tensors, ctx.reduction), None, None
+
+
+differentiable(_operator, _gradients, _setup_context)
