@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x * sigmoid(x)` in one pass; see the contract."""
     check(x)
     return _operator(x)
