@@ -1,0 +1,27 @@
+"""Numbers that kernels and their callers share: outcomes, patterns and the places of running values in `state` arrays."""
+
+from __future__ import annotations
+
+SCANNED, FULL, INVALID = 0, 1, 2
+"""Outcomes of a scan: all done; the output array is full; bytes that are not UTF-8."""
+
+DONE, NEEDS_TABLE, NEEDS_ARENA, NOT_UTF8, NEEDS_OUTPUT, NEEDS_SCRATCH = 0, 1, 2, 3, 4, 5
+"""Outcomes of a kernel: finished, or what its caller has to enlarge or repair before calling again."""
+
+GPT2, CL100K = 0, 1
+"""Patterns that the compiled scanner knows."""
+
+STATUS, NEEDED, UNIQUE, ARENA_USED, TOKENS_USED = 0, 1, 2, 3, 4
+"""Places in the `state` of a table: the last outcome, how much was missing, entries, bytes and ids in its arenas."""
+STATE_LENGTH = 8
+
+PADDING = 192
+"""Bytes that must be readable after the end of every text buffer."""
+
+INLINE_BYTES = 15
+"""Pretokens up to this length live in their table slot; longer ones are hashed and keep their bytes in the arena."""
+LONG = 0xFF
+"""The length byte of a slot whose pretoken is longer than that."""
+
+MAX_LOAD_NUMERATOR, MAX_LOAD_DENOMINATOR = 5, 8
+"""Tables grow when more than 5/8 of their slots are taken."""

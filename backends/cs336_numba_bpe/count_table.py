@@ -1,0 +1,142 @@
+"""A table of pretokens and their counts, grown from Python, so that numpy's allocator gives it huge pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from .constants import (
+    ARENA_USED,
+    DONE,
+    MAX_LOAD_DENOMINATOR,
+    MAX_LOAD_NUMERATOR,
+    NEEDED,
+    NEEDS_ARENA,
+    NEEDS_TABLE,
+    NOT_UTF8,
+    STATE_LENGTH,
+    STATUS,
+    UNIQUE,
+)
+from .special_token_table import SpecialTokenTable
+
+ENDS = 4096
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """Unique pretokens one after another in `word_bytes` (16 bytes longer than they are), word i from word_starts[i]."""
+
+    word_bytes: np.ndarray
+    word_starts: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.word_starts[-1])
+
+    def words(self) -> list[bytes]:
+        content, starts = self.word_bytes.tobytes(), self.word_starts.tolist()
+        return [content[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+
+    def to_dict(self) -> dict[bytes, int]:
+        return dict(zip(self.words(), self.counts.tolist(), strict=True))
+
+    @classmethod
+    def from_dict(cls, counts: dict[bytes, int]) -> WordCounts:
+        lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+        return cls(
+            np.frombuffer(b"".join(counts) + bytes(16), np.uint8),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            np.fromiter(counts.values(), np.int64, len(counts)),
+        )
+
+
+class CountTable:
+    """Counts pretokens of text that is fed to it; see `kernels/count_table.py`."""
+
+    def __init__(
+        self,
+        kernels: SimpleNamespace,
+        pattern: int,
+        special_tokens: SpecialTokenTable,
+        classes: np.ndarray,
+        bits: int = 16,
+    ) -> None:
+        self.kernels, self.pattern, self.special_tokens, self.classes = kernels, pattern, special_tokens, classes
+        self.scratch = (np.empty(BATCH, np.uint64), np.empty(BATCH, np.uint64), np.empty(BATCH, np.int64))
+        self.ends = np.empty(ENDS, np.int64)
+        self.clear(bits)
+
+    def clear(self, bits: int = 16) -> None:
+        self.table = np.zeros((1 << bits, 4), np.uint64)
+        self.arena = np.empty(1 << 16, np.uint8)
+        self.state = np.zeros(STATE_LENGTH, np.int64)
+
+    def __len__(self) -> int:
+        return int(self.state[UNIQUE])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, in bytes."""
+        return self.table.nbytes + self.arena.nbytes
+
+    @property
+    def next_growth_bytes(self) -> int:
+        """The most memory that the next growth would hold at once: the old table, the larger one and the arena."""
+        slots = len(self.table)
+        return 32 * (slots + slots * _growth_factor(slots)) + 2 * self.arena.nbytes
+
+    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+        while True:
+            start = self.kernels.count_block(
+                text, start, stop, is_last, self.pattern, *self.special_tokens.kernel_arguments, self.classes,
+                self.ends, self.table, self.arena, self.state, *self.scratch,
+            )  # fmt: skip
+            status = self.state[STATUS]
+            if status == DONE or status == NOT_UTF8:
+                return start, bool(status == NOT_UTF8)
+            self.reserve(*((int(self.state[NEEDED]), 0) if status == NEEDS_TABLE else (0, int(self.state[NEEDED]))))
+
+    def reserve(self, words: int, arena_bytes: int) -> None:
+        """Make room for more words and for more bytes of long words."""
+        slots = len(self.table)
+        while (len(self) + words) * MAX_LOAD_DENOMINATOR > slots * MAX_LOAD_NUMERATOR:
+            slots *= _growth_factor(slots)
+        if slots > len(self.table):
+            larger = np.zeros((slots, 4), np.uint64)
+            self.kernels.move_table(self.table, larger)
+            self.table = larger
+        used = int(self.state[ARENA_USED])
+        if used + arena_bytes + 8 > len(self.arena):
+            larger_arena = np.empty(max(2 * len(self.arena), used + arena_bytes + 8), np.uint8)
+            larger_arena[:used] = self.arena[:used]
+            self.arena = larger_arena
+
+    def add(self, other: CountTable) -> None:
+        self.reserve(len(other), int(other.state[ARENA_USED]))
+        self.kernels.add_table(self.table, self.arena, self.state, other.table, other.arena)
+
+    def add_words(self, words: WordCounts) -> None:
+        self.reserve(len(words), words.num_bytes)
+        self.kernels.add_words(words.word_bytes, words.word_starts, words.counts, self.table, self.arena, self.state)
+
+    def words(self, *, by_hash: bool = False) -> tuple[WordCounts, np.ndarray]:
+        """All entries in the table's order, and their hashes where `by_hash` asks for them."""
+        num_bytes = self.kernels.total_bytes(self.table)
+        words = WordCounts(
+            np.empty(num_bytes + 16, np.uint8), np.empty(len(self) + 1, np.int64), np.empty(len(self), np.int64)
+        )
+        hashes = np.empty(len(self) if by_hash else 0, np.uint64)
+        self.kernels.list_words(self.table, self.arena, hashes, words.word_bytes, words.word_starts, words.counts)
+        return words, hashes
+
+
+def _growth_factor(slots: int) -> int:
+    return 4 if slots < (1 << 22) else 2

@@ -1,0 +1,60 @@
+"""Every kernel that Python calls: the group it is compiled with, its module and its argument types.
+
+Types are numpy's names with `[]` for each dimension of a C-contiguous array; every kernel returns an int64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    module: str
+    arguments: tuple[str, ...]
+
+
+_SPECIAL_TOKENS = "int64 int64[] int64[] int64[] uint8[]"
+_TABLE = "uint64[][] uint8[] int64[]"
+_BATCH = "uint64[] uint64[] int64[]"
+
+_ROWS = "uint64[] int64[] int64[] int64[]"
+_PAIRS = "uint64[] int32[]"
+_TOKENS = "uint8[] int64[] int64[] uint64[]"
+_NEIGHBOURS = "int64[] int64[] int64[] int64[] int32[] int32[]"
+_LIST_BYTE_PAIRS = f"int32[] int64[] int64[] int64[] {{place}}[] uint64[] int64[] int64[] int64[] {_PAIRS} int64[]"
+_MERGE_PAIRS = (
+    f"int64 int64 int32[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
+    f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int32[] int32[]"
+)
+
+
+def _kernel(module: str, arguments: str) -> Kernel:
+    return Kernel(module, tuple(arguments.split()))
+
+
+GROUPS: dict[str, dict[str, Kernel]] = {
+    "count": {
+        "count_block": _kernel(
+            "count_table",
+            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} uint8[] int64[] {_TABLE} {_BATCH}",
+        ),
+        "move_table": _kernel("count_table", "uint64[][] uint64[][]"),
+        "add_table": _kernel("count_table", f"{_TABLE} uint64[][] uint8[]"),
+        "add_words": _kernel("count_table", f"uint8[] int64[] int64[] {_TABLE}"),
+        "total_bytes": _kernel("count_table", "uint64[][]"),
+        "list_words": _kernel("count_table", "uint64[][] uint8[] uint64[] uint8[] int64[] int64[]"),
+    },
+    "merge": {
+        "lay_out_words": _kernel("merge_engine", "uint8[] int64[] int64[] int32[] int32[] int64[]"),
+        "count_byte_pairs": _kernel("merge_engine", "int32[] int32[] int64[] int64[] int64[]"),
+        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(place="int32")),
+        "move_pairs": _kernel("merge_engine", "uint64[] int32[] uint64[] int32[]"),
+        "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(place="int32")),
+    },
+    # The same with 64-bit places, for corpora whose unique words have 2**31 bytes or more.
+    "merge_wide": {
+        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(place="int64")),
+        "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(place="int64")),
+    },
+}

@@ -1,0 +1,148 @@
+"""The few machine operations that numba does not offer: unaligned loads, bit counting, prefetching, 64-byte masks.
+
+Kernels take raw addresses for text, so that one load reads eight bytes wherever they begin. Every buffer is padded,
+so that reading up to 128 bytes past its end stays inside the allocation.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+BYTE, WORD = ir.IntType(8), ir.IntType(64)
+BYTES_64 = ir.VectorType(BYTE, 64)
+
+kernel = njit(_nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""A function that other kernels call, or an entry point. Without a runtime: kernels allocate nothing and raise nothing."""
+helper = njit(
+    _nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+)
+"""A small function that always becomes part of its caller."""
+
+
+def _pointer(builder, address, offset, type_):
+    return builder.inttoptr(builder.add(address, offset), type_.as_pointer())
+
+
+def _splat(value: int):
+    return ir.Constant(BYTES_64, [value] * 64)
+
+
+@intrinsic
+def load_word(typing_context, address, offset):
+    """The eight bytes at address + offset, the first one lowest."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, *arguments, WORD), align=1, typ=WORD)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_byte(typing_context, address, offset):
+    """The byte at address + offset as an int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(builder.load(_pointer(builder, *arguments, BYTE), align=1, typ=BYTE), WORD)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def store_word(typing_context, address, offset, value):
+    """Write eight bytes at address + offset."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[2], _pointer(builder, arguments[0], arguments[1], WORD), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint64), generate
+
+
+@intrinsic
+def lowest_bit(typing_context, mask):
+    """The position of the lowest set bit of a mask that is not zero."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def bit(typing_context, position):
+    """A mask with one bit, 0 <= position < 64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.shl(ir.Constant(WORD, 1), arguments[0])
+
+    return types.uint64(types.int64), generate
+
+
+@intrinsic
+def prefetch(typing_context, address, offset):
+    """Ask for the cache line at address + offset, which is about to be read and written."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, integer = _pointer(builder, *arguments, BYTE), ir.IntType(32)
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function_type = ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer])
+            function = ir.Function(builder.module, function_type, name)
+        builder.call(function, [pointer, integer(1), integer(3), integer(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def byte_masks(typing_context, address, offset):
+    """Seven 64-bit masks of the 64 bytes at address + offset, bit 0 for the first byte:
+    ASCII letters, digits, white space, spaces, apostrophes, all non-ASCII bytes, lead bytes of non-ASCII characters."""
+    result = types.UniTuple(types.uint64, 7)
+
+    def generate(context, builder, signature, arguments):
+        text = builder.load(_pointer(builder, *arguments, BYTES_64), align=1, typ=BYTES_64)
+
+        def mask(comparison):
+            return builder.bitcast(comparison, WORD)
+
+        lower = builder.or_(text, _splat(0x20))
+        letters = mask(builder.icmp_unsigned("<", builder.sub(lower, _splat(ord("a"))), _splat(26)))
+        digits = mask(builder.icmp_unsigned("<", builder.sub(text, _splat(ord("0"))), _splat(10)))
+        is_space = builder.icmp_unsigned("==", text, _splat(0x20))
+        is_control_space = builder.icmp_unsigned("<", builder.sub(text, _splat(0x09)), _splat(5))
+        white = mask(builder.or_(is_space, is_control_space))
+        apostrophes = mask(builder.icmp_unsigned("==", text, _splat(ord("'"))))
+        high = mask(builder.icmp_unsigned(">=", text, _splat(0x80)))
+        leads = mask(builder.icmp_unsigned(">=", text, _splat(0xC0)))
+        masks = [letters, digits, white, mask(is_space), apostrophes, high, leads]
+        return context.make_tuple(builder, result, masks)
+
+    return result(types.int64, types.int64), generate
+
+
+@intrinsic
+def two_byte_mask(typing_context, address, offset, first, second):
+    """The mask of places among 64 where byte `first` is followed by byte `second` (any byte where second is negative)."""
+
+    def generate(context, builder, signature, arguments):
+        address, offset, first, second = arguments
+        here = builder.load(_pointer(builder, address, offset, BYTES_64), align=1, typ=BYTES_64)
+        after = builder.add(offset, ir.Constant(WORD, 1))
+        following = builder.load(_pointer(builder, address, after, BYTES_64), align=1, typ=BYTES_64)
+
+        def broadcast(value):
+            undefined = ir.Constant(BYTES_64, ir.Undefined)
+            one = builder.insert_element(undefined, builder.trunc(value, BYTE), ir.Constant(ir.IntType(32), 0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+            return builder.shuffle_vector(one, undefined, lanes)
+
+        first_matches = builder.bitcast(builder.icmp_unsigned("==", here, broadcast(first)), WORD)
+        second_matches = builder.bitcast(builder.icmp_unsigned("==", following, broadcast(second)), WORD)
+        any_second = builder.ashr(second, ir.Constant(WORD, 63))
+        return builder.and_(first_matches, builder.or_(second_matches, any_second))
+
+    return types.uint64(types.int64, types.int64, types.int64, types.int64), generate

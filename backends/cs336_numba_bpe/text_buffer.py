@@ -1,0 +1,109 @@
+"""Feeding text to a kernel block by block: from a file's byte range, or from strings as they come.
+
+A consumer is called with the padded buffer and says how far the text is settled; the rest is kept and comes again with
+what follows. Where a pretoken is longer than the buffer, the buffer grows. Bytes that are not UTF-8 are replaced by
+U+FFFD as Python's decoder does, block by block, only where there are any.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from .constants import PADDING
+
+BLOCK_BYTES = 1 << 20
+
+
+class Consumer(Protocol):
+    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+        """Take text[start:stop] as far as it is settled; returns (where to go on, whether bytes there are not UTF-8)."""
+        ...
+
+
+class TextBuffer:
+    """Text that has been read and is not settled, at the beginning of a padded array."""
+
+    def __init__(self, consumer: Consumer, *, always_decode: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
+        self.consumer, self.always_decode, self.block_bytes = consumer, always_decode, block_bytes
+        self.array = np.zeros(2 * block_bytes + PADDING, np.uint8)
+        self.kept = 0
+
+    @property
+    def capacity(self) -> int:
+        return len(self.array) - PADDING
+
+    def reserve(self, more: int) -> None:
+        """Make room for `more` bytes behind those that are kept."""
+        if self.kept + more > self.capacity:
+            larger = np.zeros(max(2 * self.capacity, self.kept + more) + PADDING, np.uint8)
+            larger[: self.kept] = self.array[: self.kept]
+            self.array = larger
+
+    def settle(self, is_last: bool) -> None:
+        """Let the consumer take what it can; keep the rest."""
+        position = pending = 0
+        if self.always_decode:
+            pending = self._replace_invalid(0, is_last)
+        while True:
+            position, not_utf8 = self.consumer(self.array, position, self.kept - pending, is_last)
+            if not not_utf8:
+                break
+            self._replace_invalid(position, is_last)
+            position = 0
+        rest = self.kept - position
+        if rest and position:
+            self.array[:rest] = self.array[position : self.kept].copy()
+        self.kept = rest
+
+    def _replace_invalid(self, position: int, is_last: bool) -> int:
+        """Decode what is kept from `position` on; returns how many bytes at the end are a character's beginning."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(self.array[position : self.kept].tobytes(), final=is_last)
+        pending = decoder.getstate()[0]
+        content = text.encode() + pending
+        self.kept = 0
+        self.reserve(len(content))
+        self.array[: len(content)] = np.frombuffer(content, np.uint8)
+        self.kept = len(content)
+        return len(pending)
+
+    def read_range(self, path: str | os.PathLike[str], begin: int, end: int) -> Iterator[int]:
+        """Feed bytes begin..end of a file; yields how many were read after each block."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            position = begin
+            while True:
+                self.reserve(self.block_bytes)
+                wanted = min(self.block_bytes, end - position)
+                view = memoryview(self.array)[self.kept : self.kept + wanted]
+                got = os.preadv(descriptor, [view], position) if wanted else 0
+                position, self.kept = position + got, self.kept + got
+                is_last = position >= end or got == 0
+                self.settle(is_last)
+                yield got
+                if is_last:
+                    return
+        finally:
+            os.close(descriptor)
+
+    def append(self, content: bytes) -> None:
+        self.reserve(len(content))
+        self.array[self.kept : self.kept + len(content)] = np.frombuffer(content, np.uint8)
+        self.kept += len(content)
+
+    def read_strings(self, strings: Iterable[str]) -> Iterator[None]:
+        """Feed strings, which are joined; yields after each block and at the end."""
+        for string in strings:
+            content = string.encode()
+            for first in range(0, len(content), self.block_bytes):
+                self.append(content[first : first + self.block_bytes])
+                if self.kept >= self.block_bytes:
+                    self.settle(False)
+                    yield
+        self.settle(True)
+        yield
