@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cs336_registry.components.attention import check
 
 from . import attention_kernels as kernels
 from .configurations import Configuration, configuration
@@ -44,21 +45,23 @@ def attention(
 ) -> Tensor:
     """FlashAttention-2: one pass over the keys per tile of queries, recomputed in the backward pass from the LSE.
 
-    Memory beyond the result is one float32 per query. Runs are bitwise repeatable. Head dimensions up to 256; sizes that
-    are not powers of two are padded inside the kernel. float32 products are IEEE, not TF32.
+    Memory beyond the result is one float32 per query. Runs are bitwise repeatable. Head dimensions up to 256; sizes
+    that are not powers of two are padded inside the kernel. float32 products are IEEE, not TF32.
     """
+    check(q, k, v, mask, is_causal, document_ids, scale)
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
         raise ValueError(
-            f"attention: head dimension {max(q.shape[-1], v.shape[-1])} exceeds {LARGEST_HEAD}, the largest of the Triton "
-            f"kernels: choose another backend for attention (attention=torch)"
+            f"attention: head dimension {max(q.shape[-1], v.shape[-1])} exceeds {LARGEST_HEAD}, the largest of the "
+            f"Triton kernels: choose another backend for attention (attention=torch)"
         )
     if scale is None:
-        scale = 1.0 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+        scale = 1.0 / math.sqrt(q.shape[-1])
     shape = (*q.shape[:-1], v.shape[-1])
     if mask is not None:
         mask = _four_dimensional_mask(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
     if document_ids is not None:
-        document_ids = document_ids.expand(*q.shape[:-3], q.shape[-2]).reshape(-1, q.shape[-2])
+        batch = q.shape[:-3] if q.ndim >= 4 else q.shape[:-2]
+        document_ids = document_ids.expand(*batch, -1).reshape(-1, q.shape[-2])
     q, k, v = _four_dimensional(q), _four_dimensional(k), _four_dimensional(v)
     output, _ = attention_forward(q, k, v, mask, document_ids, is_causal, scale)
     return output.reshape(shape)
@@ -92,12 +95,14 @@ class FlashAttention2(torch.autograd.Function):
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d) to the output and its LSE (batch, heads, queries)."""
+    """q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d) to the output and the LSE of every query."""
     return forward(q, k, v, mask, document_ids, is_causal, scale)
 
 
 @attention_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Any, document_ids: Any, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any, document_ids: Any, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     return _empty_output(q, v), q.new_empty(q.shape[:-1], dtype=accumulator_dtype(q.dtype))
 
 
@@ -149,19 +154,16 @@ def forward(
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = _readable(q), _readable(k), _readable(v)
-    masks = _mask_arguments(mask, document_ids)
-    # The kernel takes the maximum before it scales, which needs a factor that is not negative.
-    sign = (scale > 0) - (scale < 0)
-    factor = (abs(scale) or 1.0) * math.log2(math.e)
-    constants = _constants(q, k, v, mask, document_ids, is_causal) | {"SIGN": sign}
+    masks, mask_strides = _mask_arguments(mask, document_ids)
+    constants = _constants(q, k, v, mask, document_ids, is_causal)
 
     def run(chosen: Configuration) -> None:
         launch(
             kernels.attention_forward_kernel,
             (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
-            *(q, k, v, output, lse, masks.mask, masks.document_ids),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *masks.strides,
-            *(heads, queries, keys, factor),
+            *(q, k, v, output, lse, *masks),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *mask_strides,
+            *(heads, queries, keys, scale * math.log2(math.e)),
             **constants,
             **chosen.keywords,
         )  # fmt: skip
@@ -187,7 +189,7 @@ def backward(
     kv_heads, keys = k.shape[1:3]
     grad, q, k, v = _readable(grad), _readable(q), _readable(k), _readable(v)
     delta = torch.empty_like(lse)
-    masks = _mask_arguments(mask, document_ids)
+    masks, mask_strides = _mask_arguments(mask, document_ids)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     factor = scale * math.log2(math.e)
@@ -205,8 +207,8 @@ def backward(
         launch(
             kernels.attention_query_gradient_kernel,
             (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
-            *(q, k, v, grad, lse, delta, grad_q, masks.mask, masks.document_ids),
-            *(*strides, *grad_q.stride()[:3], *masks.strides, heads, queries, keys, scale, factor),
+            *(q, k, v, grad, lse, delta, grad_q, *masks),
+            *(*strides, *grad_q.stride()[:3], *mask_strides, heads, queries, keys, scale, factor),
             **constants,
             **chosen.keywords,
         )
@@ -215,8 +217,8 @@ def backward(
         launch(
             kernels.attention_key_gradient_kernel,
             (triton.cdiv(keys, chosen["BLOCK_N"]) * batch * kv_heads,),
-            *(q, k, v, grad, lse, delta, grad_k, grad_v, masks.mask, masks.document_ids),
-            *(*strides, *grad_k.stride()[:3], *grad_v.stride()[:3], *masks.strides),
+            *(q, k, v, grad, lse, delta, grad_k, grad_v, *masks),
+            *(*strides, *grad_k.stride()[:3], *grad_v.stride()[:3], *mask_strides),
             *(kv_heads, queries, keys, scale, factor),
             EVEN_QUERIES=queries % chosen["BLOCK_M"] == 0,
             **constants,
@@ -232,19 +234,11 @@ def backward(
     return grad_q, grad_k, grad_v
 
 
-class _MaskArguments:
-    """The mask and the document ids as the kernels take them: pointers or None, and six strides."""
-
-    def __init__(self, mask: Tensor | None, document_ids: Tensor | None) -> None:
-        self.mask = None if mask is None else mask.view(torch.uint8)
-        self.document_ids = document_ids
-        self.strides = (
-            *((0, 0, 0, 0) if mask is None else mask.stride()),
-            *((0, 0) if document_ids is None else document_ids.stride()),
-        )
-
-
-_mask_arguments = _MaskArguments
+def _mask_arguments(mask: Tensor | None, document_ids: Tensor | None) -> tuple[list[Tensor | None], tuple[int, ...]]:
+    """The mask and the document ids as the kernels take them: two pointers or None, and six strides."""
+    mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
+    document_strides = (0, 0) if document_ids is None else document_ids.stride()
+    return [None if mask is None else mask.view(torch.uint8), document_ids], (*mask_strides, *document_strides)
 
 
 def _constants(
@@ -280,7 +274,7 @@ def _four_dimensional(x: Tensor) -> Tensor:
 def _four_dimensional_mask(mask: Tensor, leading: torch.Size, queries: int, keys: int) -> Tensor:
     """The mask as a (batch, heads, queries, keys) view with zero strides where it is broadcast.
 
-    Only several leading dimensions of which some are broadcast need a copy, and it holds no broadcast head, query or key.
+    Only several leading dimensions of which some are broadcast need a copy, without broadcast heads, queries or keys.
     """
     if len(leading) <= 1:
         mask = mask.expand(*mask.shape[:-2], queries, keys) if mask.ndim >= 2 else mask.expand(queries, keys)
@@ -359,9 +353,58 @@ def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: 
 
 
 def _tiles(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[tuple[int, int, int, int], ...]:
-    if kernel == "attention_forward":
-        return ((128, 64, 8, 3), (128, 128, 8, 2))
-    return ((64, 64, 4, 2),)
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages), read off the compiler: no spills, within the shared memory.
+
+    float32 is multiplied without tensor cores, in unrolled products: small tiles, or the compiler takes minutes.
+    """
+    if dtype.itemsize > 2:
+        return _FLOAT32_TILES[kernel][_bracket(width)]
+    return (_HALF_TILES_HOPPER if card.capability >= (9, 0) else _HALF_TILES)[kernel][_bracket(width)]
+
+
+def _bracket(width: int) -> int:
+    return next(bracket for bracket in (64, 128, 256) if width <= bracket)
+
+
+_HALF_TILES_HOPPER = {
+    "attention_forward": {
+        64: ((128, 128, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
+        128: ((128, 128, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 2)),
+        256: ((128, 64, 8, 2), (128, 32, 8, 2)),
+    },
+    "attention_query_gradient": {
+        64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
+        128: ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2)),
+        256: ((64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2)),
+    },
+    "attention_key_gradient": {
+        64: ((64, 128, 8, 2), (64, 64, 4, 2), (64, 128, 8, 3), (32, 128, 8, 3)),
+        128: ((32, 128, 8, 3), (64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 4, 2), (32, 64, 4, 3)),
+        256: ((16, 64, 8, 2), (32, 32, 8, 1)),
+    },
+}
+_HALF_TILES = {
+    "attention_forward": {
+        64: ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3)),
+        128: ((128, 64, 8, 2), (128, 32, 4, 3), (64, 64, 4, 2)),
+        256: ((64, 32, 8, 2), (64, 64, 8, 1)),
+    },
+    "attention_query_gradient": {
+        64: ((64, 64, 4, 2), (128, 64, 8, 2)),
+        128: ((64, 64, 8, 2), (64, 32, 4, 2)),
+        256: ((64, 32, 8, 1), (32, 32, 8, 1)),
+    },
+    "attention_key_gradient": {
+        64: ((64, 64, 4, 2), (64, 128, 8, 2)),
+        128: ((32, 64, 8, 2), (32, 64, 4, 2)),
+        256: ((32, 32, 8, 1), (16, 32, 8, 1)),
+    },
+}
+_FLOAT32_TILES = {
+    "attention_forward": {64: ((64, 32, 8, 2),), 128: ((32, 16, 8, 1), (32, 32, 8, 1)), 256: ((16, 32, 8, 1),)},
+    "attention_query_gradient": {64: ((64, 32, 8, 2), (32, 32, 4, 2)), 128: ((16, 32, 8, 1),), 256: ((16, 16, 8, 1),)},
+    "attention_key_gradient": {64: ((32, 32, 8, 2),), 128: ((16, 32, 8, 1),), 256: ((16, 16, 8, 1),)},
+}
 
 
 def _forward_backward(

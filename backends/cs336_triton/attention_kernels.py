@@ -109,16 +109,14 @@ def attended(
 def forward_tiles(
     output, total, peak, q_tile, k, v, stride_kn, stride_vn, first, end, rows, row_ids, queries, keys, scale_log2,
     mask, stride_mask_m, stride_mask_n, documents, stride_document,
-    SIGN: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    EDGE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EDGE: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Attend to keys `first ... end` and return the new (output, total, peak), all three not yet normalised."""
     for start in tl.range(first, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         k_tile = load_tile(k, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE)
         scores = dot(q_tile, tl.trans(k_tile), tl.zeros([q_tile.shape[0], BLOCK_N], dtype=output.dtype))
-        if SIGN != 1:
-            scores = scores * SIGN
         if EDGE:
             columns = start + tl.arange(0, BLOCK_N)
             column_ids = load_ids(documents, stride_document, columns, keys, 0, HAS_DOCUMENTS)
@@ -146,7 +144,7 @@ def attention_forward_kernel(
     stride_ob, stride_oh, stride_om,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
     heads, queries, keys, scale_log2,
-    GROUP: tl.constexpr, SIGN: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
@@ -194,12 +192,12 @@ def attention_forward_kernel(
     if not (HAS_MASK or HAS_DOCUMENTS):
         output, total, peak = forward_tiles(
             output, total, peak, q_tile, k, v, stride_kn, stride_vn, first, full_end, rows, row_ids, queries, keys,
-            scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, SIGN, D, VALUE_D, BLOCK_D,
+            scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
             BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, WARP_SPECIALIZE,
         )  # fmt: skip
     output, total, peak = forward_tiles(
         output, total, peak, q_tile, k, v, stride_kn, stride_vn, full_end, end, rows, row_ids, queries, keys,
-        scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, SIGN, D, VALUE_D, BLOCK_D,
+        scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
         BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, False,
     )  # fmt: skip
 
@@ -375,7 +373,7 @@ def attention_key_gradient_kernel(
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     EVEN_QUERIES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of BLOCK_N keys of one key head, summed over the queries of all GROUP heads that share it."""
+    """One program: dK and dV of BLOCK_N keys of one key head, summed over the queries of all its GROUP heads."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(keys, BLOCK_N)
     batch = program // (blocks * kv_heads)
@@ -403,10 +401,8 @@ def attention_key_gradient_kernel(
         first = tl.maximum(first, first_met // BLOCK_M * BLOCK_M)
         end = tl.minimum(end, end_met)
     edge_end = tl.minimum(full_first, end)
-    if HAS_MASK or HAS_DOCUMENTS:
+    if HAS_MASK or HAS_DOCUMENTS or start_n + BLOCK_N > keys:
         edge_end = end
-    else:
-        edge_end = tl.where(start_n + BLOCK_N > keys, end, edge_end)
 
     k_tile = load_tile(k, stride_kn, start_n, keys, D, BLOCK_N, BLOCK_D, True)
     v_tile = load_tile(v, stride_vn, start_n, keys, VALUE_D, BLOCK_N, BLOCK_V, True)

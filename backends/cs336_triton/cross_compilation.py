@@ -1,8 +1,9 @@
 """Compile this backend's kernels for a card that is not here, and read what the compiler made of them.
 
-`production_launches` collects every launch that the op files declare (see `runtime`), `compile_launch` takes one through
-Triton's own launch path (argument specialisation, options, cache) up to the cubin, with a driver that only knows the
-target. `Artifact` then says what a GPU would be asked for: shared memory, registers, local memory (spills), tensor cores.
+`production_calls` collects what the op files declare (see `runtime`), `launches_of` the launches one of them makes, and
+`compile_launch` takes a launch through Triton's own path (specialisation, options, cache) up to the cubin, with
+a driver that only knows the target. `Artifact` says what a GPU would be asked for: shared memory, registers, local
+memory (spills), tensor cores.
 Needs a process without TRITON_INTERPRET.
 """
 
@@ -38,7 +39,7 @@ class Artifact:
 
     @property
     def tensor_cores(self) -> str:
-        """"wgmma", "tcgen05", "mma" or "" (none)."""
+        """ "wgmma", "tcgen05", "mma" or "" (none)."""
         for name in ("wgmma.mma_async", "tcgen05.mma", "mma.sync"):
             if name in self.ptx:
                 return name.split(".")[0]
