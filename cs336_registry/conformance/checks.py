@@ -18,7 +18,16 @@ from ..component import Arguments, Case, Component, ErrorCase, Law
 from ..machine import Machine
 from ..plugin import Implementation
 from .poison import nan_in_uninitialised_memory
-from .trial import Trial, Upstream, assert_agrees, assert_gradients_agree, gradients_of
+from .trial import (
+    Gradients,
+    Trial,
+    Upstream,
+    UpstreamKind,
+    assert_agrees,
+    assert_gradients_agree,
+    expected_gradients,
+    gradients_of,
+)
 from .values import LAYOUTS, copied, first_difference, relaid
 
 THREADS = 4
@@ -107,6 +116,20 @@ class _Question:
     def differentiable(self) -> bool:
         return bool(self.contract.differentiable) and self.claims.gradient
 
+    def assert_agrees(self, found: Any) -> None:
+        assert_agrees(self.contract, found, self.subject, self.dtype, self.trial)
+
+    def assert_gradients_agree(self, found: Gradients, kind: UpstreamKind = "random") -> None:
+        assert self.dtype is not None
+        assert_gradients_agree(self.contract, found, self.subject, self.dtype, self.trial, kind)
+
+    def assert_connected(self, found: Gradients) -> None:
+        """Every result that has a gradient in the oracle has one here."""
+        assert self.dtype is not None
+        _, truth = expected_gradients(self.contract, self.subject, self.dtype, self.trial, "random")
+        cut = sorted(truth.connected - found.connected)
+        assert not cut, f"{', '.join(cut)} is cut off from the graph: no gradient flows back from it"
+
     def upstream(self, **changes: Any) -> Upstream:
         assert self.dtype is not None
         return Upstream(self.trial.seed, self.dtype, **changes)
@@ -119,20 +142,20 @@ def _signature(question: _Question, implementation: Callable[..., Any]) -> None:
 
 def _case(question: _Question, implementation: Callable[..., Any]) -> None:
     found = question.contract.run(implementation, question.arguments())
-    assert_agrees(question.contract, found, question.arguments)
+    question.assert_agrees(found)
 
 
 def _gradient(question: _Question, implementation: Callable[..., Any]) -> None:
     """All differentiable arguments together, then each alone: a backward pass must heed which gradients are wanted."""
-    contract, upstream = question.contract, question.upstream()
-    arguments = question.arguments()
+    contract, arguments = question.contract, question.arguments()
     present = tuple(name for name in contract.differentiable if arguments.get(name) is not None)
     subsets = [present, *((name,) for name in present if len(present) > 1)]
     for names in subsets:
-        result, gradients = gradients_of(contract, implementation, question.arguments(), upstream, names)
+        found = gradients_of(contract, implementation, question.arguments(), question.upstream(), names)
         if names == present:
-            assert_agrees(contract, result, question.arguments)
-        assert_gradients_agree(contract, gradients, question.arguments, upstream, names)
+            question.assert_agrees(found.result)
+            question.assert_connected(found)
+        question.assert_gradients_agree(found)
 
 
 def _error(question: _Question, implementation: Callable[..., Any]) -> None:
@@ -161,8 +184,7 @@ def _layout(question: _Question, implementation: Callable[..., Any]) -> None:
     """Views with unusual strides hold the same values; so do upstream gradients that are expanded or transposed."""
     contract = question.contract
     for layout in LAYOUTS:
-        found = contract.run(implementation, relaid(question.arguments(), layout))
-        assert_agrees(contract, found, question.arguments)
+        question.assert_agrees(contract.run(implementation, relaid(question.arguments(), layout)))
     if not question.differentiable:
         return
     upstreams = [question.upstream(kind="expanded"), *(question.upstream(layout=layout) for layout in LAYOUTS)]
@@ -170,20 +192,19 @@ def _layout(question: _Question, implementation: Callable[..., Any]) -> None:
         arguments = question.arguments()
         if upstream.layout is not None:
             arguments = relaid(arguments, upstream.layout)
-        _, gradients = gradients_of(contract, implementation, arguments, upstream)
-        assert_gradients_agree(contract, gradients, question.arguments, upstream)
+        found = gradients_of(contract, implementation, arguments, upstream)
+        question.assert_gradients_agree(found, upstream.kind)
 
 
 def _poison(question: _Question, implementation: Callable[..., Any]) -> None:
     contract = question.contract
     with nan_in_uninitialised_memory():
         found = contract.run(implementation, question.arguments())
-    assert_agrees(contract, found, question.arguments)
+    question.assert_agrees(found)
     if question.differentiable:
-        upstream = question.upstream()
         with nan_in_uninitialised_memory():
-            _, gradients = gradients_of(contract, implementation, question.arguments(), upstream)
-        assert_gradients_agree(contract, gradients, question.arguments, upstream)
+            gradients = gradients_of(contract, implementation, question.arguments(), question.upstream())
+        question.assert_gradients_agree(gradients)
 
 
 def _mutation(question: _Question, implementation: Callable[..., Any]) -> None:
@@ -216,8 +237,7 @@ def _again(question: _Question, implementation: Callable[..., Any]) -> None:
     contract = question.contract
     other = _Question(contract, question.subject, question.dtype, question.claims, _next(question.trial))
     contract.run(implementation, question.arguments())
-    found = contract.run(implementation, other.arguments())
-    assert_agrees(contract, found, other.arguments)
+    other.assert_agrees(contract.run(implementation, other.arguments()))
 
 
 def _repeat(question: _Question, implementation: Callable[..., Any]) -> None:
@@ -225,7 +245,8 @@ def _repeat(question: _Question, implementation: Callable[..., Any]) -> None:
 
     def once() -> Any:
         if question.differentiable:
-            return copied(gradients_of(contract, implementation, question.arguments(), question.upstream()))
+            found = gradients_of(contract, implementation, question.arguments(), question.upstream())
+            return copied((found.result, dict(found.of)))
         return copied(contract.run(implementation, question.arguments()))
 
     first = once()
@@ -255,7 +276,7 @@ def _threads(question: _Question, implementation: Callable[..., Any]) -> None:
     finally:
         sys.setswitchinterval(interval)
     for case, found in (pair for result in results for pair in result):
-        assert_agrees(contract, found, lambda case=case: question.arguments(case))
+        assert_agrees(contract, found, case, question.dtype, question.trial)
 
 
 @dataclass(frozen=True)

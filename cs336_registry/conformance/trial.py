@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..arguments import ArgumentMaker
 from ..compare import assert_within
 from ..component import Arguments, Case, Component
-from .values import Layout, first_difference, is_floating, leaves, rebuilt, relaid, widened
+from .values import Layout, first_difference, is_floating, leaves, narrowed, rebuilt, relaid, widened
 
 if TYPE_CHECKING:
     import torch
+
+UpstreamKind = Literal["random", "expanded"]
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of two sessions; a prime larger than any case's own seed, so that no two draws coincide."""
@@ -43,7 +45,7 @@ class Upstream:
 
     seed: int
     dtype: str
-    kind: Literal["random", "expanded"] = "random"
+    kind: UpstreamKind = "random"
     layout: Layout | None = None
 
     def gradients(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -61,14 +63,23 @@ class Upstream:
         return found
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward pass found: the forward result, a gradient for every path, and which results it started from."""
+
+    result: Any
+    of: Mapping[str, torch.Tensor]
+    connected: frozenset[str]
+
+
 def gradients_of(
     contract: Component,
     implementation: Callable[..., Any],
     arguments: Arguments,
     upstream: Upstream,
     names: tuple[str, ...] | None = None,
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The result, and the gradient of every floating tensor inside the arguments `names` (default: all differentiable ones)."""
+) -> Gradients:
+    """The gradient of every floating tensor inside the arguments `names` (default: all differentiable ones)."""
     import torch
 
     names = contract.differentiable if names is None else names
@@ -78,41 +89,112 @@ def gradients_of(
             arguments[name] = rebuilt(arguments[name], _leaf)
     inputs = {path: leaf for name in names for path, leaf in leaves(arguments.get(name), name) if is_floating(leaf)}
     result = contract.run(implementation, arguments)
-    outputs = [(path, leaf) for path, leaf in leaves(result) if is_floating(leaf)]
-    for path, leaf in outputs:
-        assert leaf.requires_grad or not inputs, f"result{path} is cut off from the graph: no gradient reaches {', '.join(names)}"
-    tensors = [leaf for _, leaf in outputs]
-    found = torch.autograd.grad(tensors, list(inputs.values()), upstream.gradients(tensors), allow_unused=True)
+    outputs = {path: leaf for path, leaf in leaves(result, "result") if is_floating(leaf)}
+    # Drawn for every result, so that the oracle and the candidate see the same numbers whatever is connected.
+    sent = dict(zip(outputs, upstream.gradients(list(outputs.values())), strict=True))
+    connected = [path for path, leaf in outputs.items() if leaf.requires_grad]
+    found: tuple[torch.Tensor | None, ...] = (None,) * len(inputs)
+    if connected and inputs:
+        starts, arriving = [outputs[path] for path in connected], [sent[path] for path in connected]
+        found = torch.autograd.grad(starts, list(inputs.values()), arriving, allow_unused=True)
     pairs = zip(inputs.items(), found, strict=True)
-    return result, {path: torch.zeros_like(leaf) if gradient is None else gradient for (path, leaf), gradient in pairs}
+    of = {path: torch.zeros_like(leaf) if gradient is None else gradient for (path, leaf), gradient in pairs}
+    return Gradients(result, of, frozenset(connected))
 
 
-def assert_agrees(contract: Component, found: Any, arguments: Callable[[], Arguments]) -> None:
-    """`found` against the oracle on the same arguments (a function that makes them anew): float64 is the truth."""
+def assert_agrees(contract: Component, found: Any, case: Case, dtype: str | None, trial: Trial) -> None:
+    """`found` against the oracle on the same arguments: equal where the contract is exact, else as close as it says."""
     if contract.oracle is None:
         return
-    plain = contract.run(contract.oracle, arguments())
+    plain, truth = expected(contract, case, dtype, trial)
     if contract.exact:
-        difference = first_difference(found, plain)
+        difference = first_difference(found, truth)
         assert difference is None, difference
-        return
-    truth = contract.run(contract.oracle, widened(arguments()))
-    assert_within(found, truth, plain, contract.tolerance)
+    else:
+        assert_within(found, truth, plain, contract.tolerance)
 
 
 def assert_gradients_agree(
-    contract: Component,
-    found: Mapping[str, torch.Tensor],
-    arguments: Callable[[], Arguments],
-    upstream: Upstream,
-    names: tuple[str, ...] | None = None,
+    contract: Component, found: Gradients, case: Case, dtype: str, trial: Trial, kind: UpstreamKind
 ) -> None:
     """The gradients `found` against the oracle's, taken in float64 on the same rounded arguments and upstream gradients."""
-    assert contract.oracle is not None
-    _, plain = gradients_of(contract, contract.oracle, arguments(), upstream, names)
-    _, truth = gradients_of(contract, contract.oracle, widened(arguments()), upstream, names)
-    for path, expected in truth.items():
-        assert_within(found[path], expected, plain[path], contract.gradient_tolerance, what=f"gradient of {path}")
+    plain, truth = expected_gradients(contract, case, dtype, trial, kind)
+    for path, gradient in found.of.items():
+        what = f"gradient of {path}"
+        assert_within(gradient, truth.of[path], plain.of[path], contract.gradient_tolerance, what=what)
+
+
+def expected(contract: Component, case: Case, dtype: str | None, trial: Trial) -> tuple[Any, Any]:
+    """(what plain PyTorch computes in `dtype`, the truth: the oracle in float64 on the same rounded arguments)."""
+    oracle = contract.oracle
+    assert oracle is not None
+
+    def run(change: Callable[[Any], Any]) -> Any:
+        return contract.run(oracle, change(trial.arguments(contract, case, dtype)))
+
+    def compute() -> tuple[Any, Any]:
+        if contract.exact:
+            return None, run(_unchanged)
+        truth = run(widened)
+        return (_shrunk_error(run(narrowed), truth) if dtype == "float64" else run(_unchanged)), truth
+
+    return _remembered((id(contract), case.id, dtype, trial.seed, trial.device), contract, compute)
+
+
+def expected_gradients(
+    contract: Component, case: Case, dtype: str, trial: Trial, kind: UpstreamKind
+) -> tuple[Gradients, Gradients]:
+    """The same for the gradients of all differentiable arguments."""
+    oracle = contract.oracle
+    assert oracle is not None
+
+    def run(change: Callable[[Any], Any]) -> Gradients:
+        arguments = change(trial.arguments(contract, case, dtype))
+        return gradients_of(contract, oracle, arguments, Upstream(trial.seed, dtype, kind))
+
+    def compute() -> tuple[Gradients, Gradients]:
+        truth = run(widened)
+        plain = run(narrowed if dtype == "float64" else _unchanged)
+        if dtype == "float64":
+            plain = Gradients(None, _shrunk_error(plain.of, truth.of), plain.connected)
+        return plain, truth
+
+    return _remembered((id(contract), case.id, dtype, trial.seed, trial.device, kind), contract, compute)
+
+
+_memory: dict[tuple[Any, ...], tuple[Component, Any]] = {}
+"""The oracle's latest answers, since most groups of checks ask for the same ones."""
+MEMORY_SIZE = 256
+
+
+def _remembered(key: tuple[Any, ...], contract: Component, compute: Callable[[], Any]) -> Any:
+    # The contract is kept beside the answer so that its id can't be reused.
+    if key not in _memory:
+        while len(_memory) >= MEMORY_SIZE:
+            _memory.pop(next(iter(_memory)), None)
+        _memory[key] = (contract, compute())
+    return _memory[key][1]
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _shrunk_error(narrow: Any, truth: Any) -> Any:
+    """What plain PyTorch may lose in float64: its error in float32, made smaller by the ratio of the two rounding errors.
+
+    The oracle in float64 is the truth itself, so its own error there can't be seen.
+    """
+    if isinstance(truth, Mapping):
+        return {key: _shrunk_error(narrow[key], truth[key]) for key in truth}
+    if isinstance(truth, list | tuple):
+        return [_shrunk_error(one, other) for one, other in zip(narrow, truth, strict=True)]
+    if not is_floating(truth):
+        return truth
+    import torch
+
+    ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    return truth.detach() + ((narrow.detach().double() - truth.detach()) * ratio).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _leaf(value: Any) -> Any:

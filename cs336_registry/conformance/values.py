@@ -69,29 +69,40 @@ def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def widened(value: Any) -> Any:
     """The same numbers in float64: tensors, parameters and their gradients, modules, arrays, and dtypes given as values."""
+    return _converted(value, "float64")
+
+
+def narrowed(value: Any) -> Any:
+    """The numbers rounded to float32, likewise."""
+    return _converted(value, "float32")
+
+
+def _converted(value: Any, dtype_name: str) -> Any:
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
 
-    def widen(leaf: Any) -> Any:
+    def convert(leaf: Any) -> Any:
         if is_floating(leaf):
             assert torch is not None
-            wide = leaf.detach().to(torch.float64, copy=True)
+            dtype = getattr(torch, dtype_name)
+            found = leaf.detach().to(dtype, copy=True)
             if isinstance(leaf, torch.nn.Parameter):
-                wide = torch.nn.Parameter(wide, requires_grad=leaf.requires_grad)
+                found = torch.nn.Parameter(found, requires_grad=leaf.requires_grad)
             elif leaf.requires_grad:
-                wide.requires_grad_()
+                found.requires_grad_()
             if leaf.is_leaf and leaf.grad is not None:
-                wide.grad = leaf.grad.detach().to(torch.float64, copy=True)
-            return wide
+                found.grad = leaf.grad.detach().to(dtype, copy=True)
+            return found
         if is_module(leaf):
-            return copy.deepcopy(leaf).double()
+            assert torch is not None
+            return copy.deepcopy(leaf).to(getattr(torch, dtype_name))
         if torch is not None and isinstance(leaf, torch.dtype) and leaf.is_floating_point:
-            return torch.float64
+            return getattr(torch, dtype_name)
         if is_array(leaf) and leaf.dtype.kind == "f":
             assert numpy is not None
-            return leaf.astype(numpy.float64)
+            return leaf.astype(dtype_name)
         return leaf
 
-    return rebuilt(value, widen)
+    return rebuilt(value, convert)
 
 
 def relaid(value: Any, layout: Layout) -> Any:
