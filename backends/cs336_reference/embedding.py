@@ -9,4 +9,5 @@ from cs336_registry.components.embedding import check
 
 def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
     check(token_ids, weight)
-    return weight[token_ids.long()]
+    rows = weight[token_ids.reshape(-1).long()]
+    return rows.reshape(*token_ids.shape, weight.shape[1])

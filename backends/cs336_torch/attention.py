@@ -40,7 +40,7 @@ def _four_dimensional(
         allowed = allowed.expand(*q.shape[:-3], *allowed.shape[-3:])
     q, k, v = (_fold(tensor) for tensor in (q, k, v))
     allowed = None if allowed is None else _fold(allowed)
-    grouped = k.shape[1] != q.shape[1]
+    grouped = bool(k.shape[1] != q.shape[1])  # a plain bool while torch.compile traces dynamic shapes
     return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=is_causal, scale=scale, enable_gqa=grouped)
 
 
