@@ -1,0 +1,353 @@
+"""Every hyper-parameter of a run in one typed, frozen configuration, read from TOML and `--set section.key=value`.
+
+    configuration = load("tinystories_17m", ["optimizer.lr=3e-4", "training.precision=float32"])
+
+Unknown keys are refused with the closest known one, values with what was expected, so a typing error costs no run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from ..errors import ConfigurationError, suggestion
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+STANDARD_LIBRARY = "standard-library"
+"""The corpus that every machine has: the interpreter's own sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfiguration:
+    """The Transformer language model."""
+
+    vocab_size: Count = 10_000
+    context_length: Count = 256
+    d_model: Count = 512
+    num_layers: Count = 4
+    num_heads: Count = 16
+    num_kv_heads: Count | None = None
+    d_ff: Count = 1344
+    rope_theta: Positive = 10_000.0
+    norm: Literal["rms", "none", "post"] = "rms"
+    """Where RMSNorm stands: "rms" before each sublayer, "post" after it, "none" nowhere."""
+    position: Literal["rope", "none"] = "rope"
+    ffn: Literal["swiglu", "silu"] = "swiglu"
+    tie_embeddings: bool = False
+    """The projection to logits shares the embeddings' weight."""
+
+    def problem(self) -> str | None:
+        if self.d_model % self.num_heads:
+            return (
+                f"d_model = {self.d_model} can't be divided among num_heads = {self.num_heads}: choose a divisor of "
+                f"{self.d_model}"
+            )
+        if self.position == "rope" and self.d_model // self.num_heads % 2:
+            return (
+                f"each head has d_model / num_heads = {self.d_model // self.num_heads} features, and rope rotates "
+                f'pairs: make it even, or set position = "none"'
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            return f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: choose a divisor"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfiguration:
+    """The text, and where what is made of it is kept."""
+
+    train: str | tuple[str, ...] = STANDARD_LIBRARY
+    """A path (text, .gz, .zst, .jsonl, .parquet, a folder, a glob), several, or "standard-library"."""
+    validation: str | tuple[str, ...] | None = None
+    """The same for validation; without it, `validation_fraction` of the documents of `train` are held out."""
+    validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
+    maximum_bytes: Count | None = None
+    """Read at most about this many bytes of text."""
+    folder: str | None = None
+    """Where tokenizer and tokens are kept, for runs that share them; default: the run's own folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfiguration:
+    """The byte-pair tokenizer; its size is model.vocab_size."""
+
+    path: str | None = None
+    """A folder with vocab.json and merges.txt to use instead of training."""
+    pattern: Literal["gpt2", "cl100k"] = "gpt2"
+    tie_break: Literal["greatest_bytes", "smallest_ids"] = "greatest_bytes"
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    """The first one stands between documents."""
+
+    def problem(self) -> str | None:
+        if not self.special_tokens or not all(self.special_tokens):
+            return f"special_tokens = {list(self.special_tokens)} needs one to stand between documents: <|endoftext|>"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfiguration:
+    """AdamW and gradient clipping."""
+
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+    max_gradient_norm: Positive | None = 1.0
+    """None: the norm is measured and nothing is clipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfiguration:
+    """Linear warm-up to optimizer.lr, then a cosine down to min_lr_fraction of it."""
+
+    warmup_steps: CountOrNone = 100
+    min_lr_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    cosine_steps: Count | None = None
+    """The step at which the cosine ends; default: training.steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfiguration:
+    """How many tokens, how fast, in which precision."""
+
+    steps: Count = 1000
+    batch_size: Count = 32
+    """Sequences per optimizer step, over all gradient accumulation."""
+    gradient_accumulation: Count = 1
+    """Parts that a batch is computed in, to need less memory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: weights stay float32, matrix products run in bfloat16 (autocast)."""
+    compile: bool = False
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: CountOrNone = 0
+    log_every: Count = 10
+
+    def problem(self) -> str | None:
+        if self.batch_size % self.gradient_accumulation:
+            return (
+                f"batch_size = {self.batch_size} can't be divided by gradient_accumulation = "
+                f"{self.gradient_accumulation}: choose a divisor"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfiguration:
+    """Loss on the validation tokens, and samples."""
+
+    every: Count = 250
+    sequences: Count = 256
+    """Validation windows per evaluation, spread evenly; the last evaluation reads all windows up to final_sequences."""
+    final_sequences: Count = 4096
+    prompts: tuple[str, ...] = ("",)
+    sample_tokens: CountOrNone = 256
+    temperature: NotNegative = 0.8
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfiguration:
+    """When the run is saved, and how many saves are kept (the best one is kept beside them)."""
+
+    every: Count = 250
+    keep_last: Count = 2
+    keep_best: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A run. `backend` is a selector, such as "triton,adamw=torch"; without it the active selection decides."""
+
+    name: str = "run"
+    description: str = ""
+    backend: str | None = None
+    text_backend: str | None = None
+    """The selector of pretoken_counter, bpe_trainer and tokenizer; default: `backend`."""
+    model: ModelConfiguration = field(default_factory=ModelConfiguration)
+    data: DataConfiguration = field(default_factory=DataConfiguration)
+    tokenizer: TokenizerConfiguration = field(default_factory=TokenizerConfiguration)
+    optimizer: OptimizerConfiguration = field(default_factory=OptimizerConfiguration)
+    schedule: ScheduleConfiguration = field(default_factory=ScheduleConfiguration)
+    training: TrainingConfiguration = field(default_factory=TrainingConfiguration)
+    evaluation: EvaluationConfiguration = field(default_factory=EvaluationConfiguration)
+    checkpoint: CheckpointConfiguration = field(default_factory=CheckpointConfiguration)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.batch_size * self.model.context_length
+
+    @property
+    def cosine_steps(self) -> int:
+        return self.schedule.cosine_steps or self.training.steps
+
+    def problem(self) -> str | None:
+        if self.schedule.warmup_steps >= self.cosine_steps:
+            return (
+                f"schedule.warmup_steps = {self.schedule.warmup_steps} leaves nothing of the schedule's "
+                f"{self.cosine_steps} steps: choose fewer"
+            )
+        smallest = 256 + len(self.tokenizer.special_tokens)
+        if self.model.vocab_size < smallest:
+            return (
+                f"model.vocab_size = {self.model.vocab_size} is below {smallest}, the 256 bytes and the special "
+                f"tokens: choose {smallest} or more"
+            )
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, section by section, as JSON holds it."""
+        return msgspec.json.decode(msgspec.json.encode(self))
+
+
+FREE_TO_CHANGE = (
+    "name",
+    "description",
+    "evaluation",
+    "checkpoint",
+    "data.folder",
+    "training.log_every",
+    "training.steps",
+)
+"""What may differ when a run is continued, because it changes no weight (the schedule's length is compared apart)."""
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the configurations that come with the package."""
+    folder = files(__package__) / "configurations"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load(source: str | Path, settings: Sequence[str] = ()) -> Configuration:
+    """The configuration in a TOML file, or shipped under a name, with `settings` ("optimizer.lr=3e-4") applied."""
+    path = Path(source)
+    if path.is_file():
+        text, origin = path.read_bytes(), str(path)
+    elif str(source) in shipped():
+        text, origin = (files(__package__) / "configurations" / f"{source}.toml").read_bytes(), f"{source}.toml"
+    else:
+        raise ConfigurationError(
+            f"there is no configuration {str(source)!r}: pass a TOML file, or one that is shipped: "
+            f"{suggestion(str(source), shipped())}"
+        )
+    try:
+        content = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{origin} is not TOML: {error}") from None
+    for setting in settings:
+        _apply(content, setting)
+    return from_dict(content, origin)
+
+
+def from_dict(content: Mapping[str, Any], origin: str = "configuration") -> Configuration:
+    """`content` as a Configuration; `origin` is named in errors."""
+    _refuse_unknown_keys(content, Configuration, "", origin)
+    try:
+        configuration = msgspec.convert(content, Configuration)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{origin}: {_describe(error, content)}") from None
+    parts = {field.name: getattr(configuration, field.name) for field in dataclasses.fields(configuration)}
+    for section, part in {"": configuration, **parts}.items():
+        problem = part.problem() if hasattr(part, "problem") else _not_finite(part)
+        if problem:
+            raise ConfigurationError(f"{origin}: {section + ': ' if section else ''}{problem}")
+    return configuration
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value in one, value in other) where two configurations as plain data would train other weights."""
+    first, second = _flat(one), _flat(other)
+    found = []
+    for key in sorted({*first, *second}):
+        if key in FREE_TO_CHANGE or key.partition(".")[0] in FREE_TO_CHANGE:
+            continue
+        if first.get(key) != second.get(key):
+            found.append((key, first.get(key), second.get(key)))
+    return found
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    if "training.steps" in flat:
+        flat["schedule.cosine_steps"] = flat.get("schedule.cosine_steps") or flat["training.steps"]
+    return flat
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    """Put "section.key=value" into `content`; the value is TOML, or else plain text."""
+    key, equals, text = setting.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not name or len(sections) > 1:
+        raise ConfigurationError(f"can't read --set {setting!r}: write section.key=value, such as optimizer.lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    if value == "none":
+        hint = _type_at(key.strip())
+        value = None if type(None) in get_args(hint) else value
+    target = content
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigurationError(f"can't read --set {setting!r}: {section!r} is a value, not a section")
+    target[name] = value
+
+
+def _type_at(key: str) -> Any:
+    kind: Any = Configuration
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind
+
+
+def _refuse_unknown_keys(content: Mapping[str, Any], kind: type, prefix: str, origin: str) -> None:
+    known = get_type_hints(kind)
+    for key, value in content.items():
+        if key not in known:
+            raise ConfigurationError(f"{origin}: unknown key {prefix + key!r}: {suggestion(key, known)}")
+        if dataclasses.is_dataclass(known[key]) and isinstance(value, Mapping):
+            _refuse_unknown_keys(value, known[key], f"{prefix}{key}.", origin)
+
+
+def _describe(error: msgspec.ValidationError, content: Mapping[str, Any]) -> str:
+    """The key, its value, what was expected and, for a choice, what there is to choose from."""
+    message, _, path = str(error).partition(" - at `$")
+    key = path.rstrip("`").lstrip(".").partition("[")[0]
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else value
+    hint = _type_at(key)
+    if get_origin(hint) is Literal:
+        return f"{key} = {value!r}: {suggestion(str(value), map(str, get_args(hint)))}"
+    message = message.replace("`", "")
+    return f"{key} = {value!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _not_finite(part: Any) -> str | None:
+    if not dataclasses.is_dataclass(part):
+        return None
+    for entry in dataclasses.fields(part):
+        value = getattr(part, entry.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{entry.name} = {value}: it must be a finite number"
+    return None

@@ -1,0 +1,258 @@
+"""The text of a run: documents, split into training and validation text by document.
+
+Both are written as plain UTF-8 with the end-of-text token after every document. The default corpus is what every
+Python installation has: the sources of its own standard library (PSF licence), so nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..text.files import atomic_write, write_json
+from ..text.inputs import expand, is_plain, texts
+from .configuration import STANDARD_LIBRARY, DataConfiguration
+from .errors import MismatchError
+from .progress import Progress
+
+LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+)
+"""Folders of the standard library that are not written as prose or programs: tables, test data, installed packages."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of the corpus. `bytes` counts the text without the end-of-text tokens."""
+
+    path: Path
+    documents: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The two sides and where they came from."""
+
+    source: str
+    train: Split
+    validation: Split
+
+    def to_dict(self) -> dict[str, Any]:
+        sides = {"train": self.train, "validation": self.validation}
+        return {"source": self.source} | {name: asdict(side) | {"path": str(side.path)} for name, side in sides.items()}
+
+
+def prepare(data: DataConfiguration, end_of_text: str, folder: Path, progress: Progress) -> Corpus:
+    """The corpus of `data` under `folder` (train.txt, validation.txt, corpus.json), written unless it is there already.
+
+    Raises FileNotFoundError for a missing input, ValueError where the text is empty or has too little to hold out.
+    """
+    request = _request(data, end_of_text)
+    record = folder / "corpus.json"
+    if record.is_file():
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if content.get("request") != request:
+            raise MismatchError(
+                f"{folder} holds another corpus ({content.get('source')}): choose another folder, or delete {record}"
+            )
+        corpus = _from_record(content, folder)
+        if all(
+            side.path.is_file() and side.path.stat().st_size >= side.bytes for side in (corpus.train, corpus.validation)
+        ):
+            return corpus
+    source = _describe(data)
+    corpus = _as_it_is(data, end_of_text, source, progress) or _copy(data, end_of_text, folder, source, progress)
+    write_json(record, {"request": request} | corpus.to_dict(), indent=2)
+    return corpus
+
+
+def _as_it_is(data: DataConfiguration, end_of_text: str, source: str, progress: Progress) -> Corpus | None:
+    """Two plain files that are named need no copy; None where there is something to split, cut or decompress."""
+    if data.validation is None or data.maximum_bytes or STANDARD_LIBRARY in (data.train, data.validation):
+        return None
+    train, validation = expand(data.train), expand(data.validation)
+    if len(train) != 1 or len(validation) != 1 or not (is_plain(train[0]) and is_plain(validation[0])):
+        return None
+    sides = []
+    for path in (train[0], validation[0]):
+        total, ends, digest, tail = 0, 0, hashlib.sha256(), b""
+        with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
+            while block := file.read(1 << 22):
+                total += len(block)
+                digest.update(block)
+                ends += (tail + block).count(end_of_text.encode())
+                tail = block[-(len(end_of_text.encode()) - 1) :]
+                stage.advance(len(block))
+        if total == 0:
+            raise ValueError(f"{path} is empty: pass a file with text in it")
+        sides.append(Split(path.absolute(), max(1, ends), total - ends * len(end_of_text.encode()), digest.hexdigest()))
+    return Corpus(source, *sides)
+
+
+def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, progress: Progress) -> Corpus:
+    with (
+        progress.stage("reading the corpus", unit="B") as stage,
+        _Writer(folder / "train.txt", end_of_text) as train,
+        _Writer(folder / "validation.txt", end_of_text) as held,
+    ):
+        for document, is_validation in _documents(data, end_of_text):
+            (held if is_validation else train).write(document)
+            stage.advance(len(document))
+        for name, side in (("training", train), ("validation", held)):
+            if side.documents == 0:
+                raise ValueError(
+                    f"{source} leaves no {name} document: it has too little text; pass more, or name files for both "
+                    f"data.train and data.validation"
+                )
+    return Corpus(source, train.split(), held.split())
+
+
+def standard_library_files() -> list[Path]:
+    """The .py files of the running interpreter's standard library, in a fixed order, without LEFT_OUT."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = [
+        path
+        for path in root.rglob("*.py")
+        if not LEFT_OUT.intersection(path.relative_to(root).parts[:-1]) and "__pycache__" not in path.parts
+    ]
+    if sum(path.stat().st_size for path in found) < 1_000_000:
+        raise FileNotFoundError(
+            f"the standard library's sources are not at {root} (this Python may come without them): pass your own "
+            f"text with --corpus PATH"
+        )
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _documents(data: DataConfiguration, end_of_text: str) -> Iterator[tuple[str, bool]]:
+    """(document, whether it is for validation)."""
+    train = _limited(_read(data.train, end_of_text), data.maximum_bytes)
+    if data.validation is not None:
+        yield from ((document, False) for document in train)
+        yield from ((document, True) for document in _read(data.validation, end_of_text))
+        return
+    any_held, several, last = False, False, next(train, None)
+    for document in train:
+        # Whether a document is held out depends on its text alone, so equal documents stay on one side.
+        held = _hash_fraction(last) < data.validation_fraction
+        any_held = any_held or held
+        yield last, held
+        several, last = True, document
+    if several:
+        yield last, not any_held or _hash_fraction(last) < data.validation_fraction
+    elif last is not None:
+        # A single document can't be held out; its end is, from a line's start on.
+        cut = last.rfind("\n", 0, int(len(last) * (1 - data.validation_fraction))) + 1
+        yield from ((part, held) for part, held in ((last[:cut], False), (last[cut:], True)) if part)
+
+
+def _read(inputs: str | tuple[str, ...], end_of_text: str) -> Iterator[str]:
+    """The documents: the pieces between end-of-text tokens of every text, without the empty ones."""
+    if inputs == STANDARD_LIBRARY:
+        for path in standard_library_files():
+            yield from _split([path.read_bytes().decode("utf-8", "replace")], end_of_text)
+        return
+    for text in texts(expand(inputs)):
+        yield from _split(text, end_of_text)
+
+
+def _split(blocks: Iterable[str], end_of_text: str) -> Iterator[str]:
+    overlap = len(end_of_text) - 1
+    parts: list[str] = []
+    carried = ""
+    for block in blocks:
+        *complete, rest = (carried + block).split(end_of_text)
+        for piece in complete:
+            if document := "".join((*parts, piece)).strip("\r\n"):
+                yield document
+            parts = []
+        # The next block may complete an end-of-text token that this one begins.
+        kept = max(0, len(rest) - overlap)
+        parts.append(rest[:kept])
+        carried = rest[kept:]
+    if document := "".join((*parts, carried)).strip("\r\n"):
+        yield document
+
+
+def _limited(documents: Iterator[str], maximum_bytes: int | None) -> Iterator[str]:
+    taken = 0
+    for document in documents:
+        taken += len(document)
+        yield document
+        if maximum_bytes is not None and taken >= maximum_bytes:
+            return
+
+
+def _hash_fraction(document: str) -> float:
+    digest = hashlib.blake2b(document.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+class _Writer:
+    """Writes documents to a file that appears when it is complete."""
+
+    def __init__(self, path: Path, end_of_text: str) -> None:
+        self.path, self.end = path, f"\n{end_of_text}\n".encode()
+        self.documents = self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._atomic = atomic_write(path)
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Writer:
+        self._file = self._atomic.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._atomic.__exit__(*error)
+
+    def write(self, document: str) -> None:
+        content = document.encode("utf-8", "replace")
+        for part in (content, self.end):
+            self._file.write(part)
+            self._hash.update(part)
+        self.documents += 1
+        self.bytes += len(content)
+
+    def split(self) -> Split:
+        return Split(self.path, self.documents, self.bytes, self._hash.hexdigest())
+
+
+def _request(data: DataConfiguration, end_of_text: str) -> dict[str, Any]:
+    """What the corpus was made from: another request, or inputs of another size or date, make another corpus."""
+    request: dict[str, Any] = {
+        "train": data.train,
+        "validation": data.validation,
+        "validation_fraction": data.validation_fraction,
+        "maximum_bytes": data.maximum_bytes,
+        "end_of_text": end_of_text,
+    }
+    inputs = [one for one in (data.train, data.validation) if one is not None and one != STANDARD_LIBRARY]
+    request["inputs"] = [[str(path), path.stat().st_size] for one in inputs for path in expand(one)]
+    if STANDARD_LIBRARY in (data.train, data.validation):
+        request["python"] = sys.version.split()[0]
+    return json.loads(json.dumps(request))
+
+
+def _describe(data: DataConfiguration) -> str:
+    if data.train == STANDARD_LIBRARY:
+        return f"the standard library of Python {sys.version.split()[0]}"
+    names = [data.train] if isinstance(data.train, str) else list(data.train)
+    return ", ".join(os.path.basename(name) or name for name in names)
+
+
+def _from_record(content: dict[str, Any], folder: Path) -> Corpus:
+    """The folder may have been moved since: files that were written into it are looked for in it."""
+    sides = {}
+    for name in ("train", "validation"):
+        moved = folder / Path(content[name]["path"]).name
+        path = moved if moved.is_file() else Path(content[name]["path"])
+        sides[name] = Split(**content[name] | {"path": path})
+    return Corpus(content["source"], **sides)

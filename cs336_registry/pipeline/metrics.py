@@ -1,0 +1,61 @@
+"""The run's metrics: one JSON object a line, only ever appended.
+
+A resumed run writes {"kind": "resume", "step": N}; rows of later steps that stand before it were lost with the process
+that wrote them, and readers drop them. A last line that a crash cut short is dropped as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends rows to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b")  # noqa: SIM115 (open as long as the run)
+        if self._file.tell() and not self._ends_a_line():
+            self._file.write(b"\n")
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        self._file.write((json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
+
+    def flush(self, *, sync: bool = False) -> None:
+        self._file.flush()
+        if sync:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _ends_a_line(self) -> bool:
+        self._file.seek(-1, os.SEEK_END)
+        return self._file.read(1) == b"\n"
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows that count, in order of writing."""
+    if not path.is_file():
+        return []
+    rows: list[Row] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            # Cut short by a crash. Its step is repeated after the resume row that follows.
+            continue
+        if row["kind"] == "resume":
+            rows = [one for one in rows if one["step"] <= row["step"]]
+        rows.append(row)
+    return rows
+
+
+def of_kind(rows: list[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row["kind"] == kind]

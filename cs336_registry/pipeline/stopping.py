@@ -1,0 +1,32 @@
+"""Stopping a run between two steps, so that a Ctrl-C or a cluster's SIGTERM loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into a request that is met between two steps; a second one acts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(*_: Any) -> None:
+        stopped.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in previous:
+        signal.signal(number, request)
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,202 @@
+"""The run's tokenizer: trained on the training text, or read from a folder, and kept with what it was made from.
+
+A tokenizer folder holds GPT-2's vocab.json and merges.txt and a metadata.json: pattern, tie break, special tokens, the
+corpus' checksum, the backend that trained it, and a fingerprint that everything encoded with it carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cs336_registry as registry
+
+from ..text.files import write_json
+from ..text.patterns import pattern_named
+from ..text.progress import duration
+from ..text.vocab_files import Merges, Vocab, read_merges, read_vocab, write_merges, write_vocab
+from .configuration import Configuration
+from .corpus import Corpus
+from .errors import MismatchError
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class RunTokenizer:
+    """A tokenizer with its identity. `tokenizer` is the component's object: encode, encode_iterable, decode."""
+
+    tokenizer: Any
+    folder: Path
+    metadata: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.metadata["fingerprint"]
+
+    @property
+    def end_of_text(self) -> str:
+        return self.metadata["special_tokens"][0]
+
+    @property
+    def end_of_text_id(self) -> int:
+        return self.tokenizer.encode(self.end_of_text)[0]
+
+    @property
+    def size(self) -> int:
+        """The number of ids a model needs: the largest id plus one."""
+        return max(self.tokenizer.vocab) + 1
+
+    def token_bytes(self) -> list[int]:
+        """Bytes of text that each id stands for, by id; special tokens are not text and count 0."""
+        special = {token.encode() for token in self.metadata["special_tokens"]}
+        vocab = self.tokenizer.vocab
+        return [0 if vocab.get(i, b"") in special else len(vocab.get(i, b"")) for i in range(self.size)]
+
+    def longest_tokens(self, count: int = 12) -> list[str]:
+        """The longest learnt tokens as text."""
+        special = {token.encode() for token in self.metadata["special_tokens"]}
+        learnt = [token for token in self.tokenizer.vocab.values() if token not in special]
+        return [token.decode("utf-8", "replace") for token in sorted(learnt, key=lambda t: (-len(t), t))[:count]]
+
+
+def prepare(configuration: Configuration, corpus: Corpus, folder: Path, progress: Progress) -> RunTokenizer:
+    """The tokenizer of `configuration` under `folder`, trained unless it is there already.
+
+    Raises MismatchError where `folder` holds a tokenizer of another corpus or of other settings.
+    """
+    chosen = configuration.tokenizer
+    if chosen.path is not None:
+        return _adopt(configuration, Path(chosen.path))
+    request = {
+        "vocab_size": configuration.model.vocab_size,
+        "pattern": chosen.pattern,
+        "tie_break": chosen.tie_break,
+        "special_tokens": list(chosen.special_tokens),
+        "corpus_sha256": corpus.train.sha256,
+    }
+    if (folder / "metadata.json").is_file():
+        metadata = _metadata(folder)
+        for key, wanted in request.items():
+            if metadata.get(key) != wanted:
+                raise MismatchError(
+                    f"{folder} holds a tokenizer with {key} = {metadata.get(key)!r}, this run wants {wanted!r}: choose "
+                    f"another data.folder or --out, or delete {folder}"
+                )
+        return read(folder, configuration.text_backend or configuration.backend)
+    _train(configuration, corpus, folder, request, progress)
+    return read(folder, configuration.text_backend or configuration.backend)
+
+
+def read(folder: Path, backend: str | None = None) -> RunTokenizer:
+    """The tokenizer in `folder`, checked against its fingerprint, built by the backend that `backend` selects."""
+    metadata = _metadata(folder)
+    special_tokens = metadata["special_tokens"]
+    vocab = read_vocab(folder / "vocab.json", special_tokens)
+    merges = read_merges(folder / "merges.txt")
+    found = fingerprint(vocab, merges, special_tokens, metadata["pattern"])
+    if found != metadata["fingerprint"]:
+        raise MismatchError(
+            f"{folder}: vocab.json and merges.txt have fingerprint {found}, metadata.json says "
+            f"{metadata['fingerprint']}: the files were changed or mixed; delete the folder to train it again"
+        )
+    tokenizer = registry.get("tokenizer", backend=backend)
+    return RunTokenizer(
+        tokenizer(vocab, merges, special_tokens, pattern=pattern_named(metadata["pattern"])), folder, metadata
+    )
+
+
+def fingerprint(vocab: Vocab, merges: Merges, special_tokens: list[str], pattern: str) -> str:
+    """Sixteen hexadecimal digits that change whenever any text could be encoded otherwise."""
+    content = [
+        sorted((token_id, token.hex()) for token_id, token in vocab.items()),
+        [[left.hex(), right.hex()] for left, right in merges],
+        list(special_tokens),
+        pattern,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _train(
+    configuration: Configuration, corpus: Corpus, folder: Path, request: Mapping[str, Any], progress: Progress
+) -> None:
+    backend = configuration.text_backend or configuration.backend
+    decisions = {name: registry.resolve(name, backend=backend) for name in ("bpe_trainer", "tokenizer")}
+    trainer = registry.get("bpe_trainer", backend=backend)
+    chosen = configuration.tokenizer
+    progress.say(
+        f"training a tokenizer of {configuration.model.vocab_size:,} tokens on {corpus.train.bytes / 1e6:.1f} MB "
+        f"with {decisions['bpe_trainer'].backend} ..."
+    )
+    start = time.monotonic()
+    vocab, merges = trainer(
+        corpus.train.path,
+        configuration.model.vocab_size,
+        list(chosen.special_tokens),
+        pattern=pattern_named(chosen.pattern),
+        tie_break=chosen.tie_break,
+    )
+    seconds = time.monotonic() - start
+    write_vocab(vocab, folder / "vocab.json")
+    write_merges(merges, folder / "merges.txt")
+    # The metadata comes last: where it is, the other files are complete.
+    write_json(
+        folder / "metadata.json",
+        {
+            **request,
+            "fingerprint": fingerprint(vocab, merges, list(chosen.special_tokens), chosen.pattern),
+            "tokens": len(vocab),
+            "merges": len(merges),
+            "seconds": round(seconds, 3),
+            "decisions": {name: decision.to_dict() for name, decision in decisions.items()},
+        },
+        indent=2,
+    )
+    progress.say(f"tokenizer: {len(vocab):,} tokens, {len(merges):,} merges in {duration(seconds)}")
+
+
+def _adopt(configuration: Configuration, folder: Path) -> RunTokenizer:
+    """A tokenizer made elsewhere; files without metadata are taken with the configuration's pattern."""
+    chosen = configuration.tokenizer
+    backend = configuration.text_backend or configuration.backend
+    if (folder / "metadata.json").is_file():
+        return _fitting(read(folder, backend), configuration)
+    special_tokens = list(chosen.special_tokens)
+    vocab = read_vocab(folder / "vocab.json", special_tokens)
+    merges = read_merges(folder / "merges.txt")
+    tokenizer = registry.get("tokenizer", backend=backend)
+    built = tokenizer(vocab, merges, special_tokens, pattern=pattern_named(chosen.pattern))
+    metadata = {
+        "pattern": chosen.pattern,
+        "tie_break": None,
+        "special_tokens": special_tokens,
+        "tokens": len(built.vocab),
+        "merges": len(merges),
+        "fingerprint": fingerprint(dict(built.vocab), merges, special_tokens, chosen.pattern),
+        "decisions": {"tokenizer": registry.resolve("tokenizer", backend=backend).to_dict()},
+    }
+    return _fitting(RunTokenizer(built, folder, metadata), configuration)
+
+
+def _fitting(tokenizer: RunTokenizer, configuration: Configuration) -> RunTokenizer:
+    if tokenizer.size > configuration.model.vocab_size:
+        raise MismatchError(
+            f"the tokenizer in {tokenizer.folder} has ids up to {tokenizer.size - 1} and model.vocab_size is "
+            f"{configuration.model.vocab_size}: set model.vocab_size={tokenizer.size} or more"
+        )
+    return tokenizer
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    path = folder / "metadata.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no tokenizer in {folder}: expected vocab.json, merges.txt and metadata.json")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        return {**metadata, "fingerprint": metadata["fingerprint"], "pattern": metadata["pattern"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MismatchError(f"{path} can't be read ({error}): delete the folder to train the tokenizer again") from None

@@ -1,0 +1,213 @@
+"""Token ids on disk: a .npy file of uint16 or uint32 that is memory-mapped, and a .json beside it.
+
+The text is encoded in parts that end behind an end-of-text token, so parts can be encoded apart, by several processes,
+and an interrupted encoding continues with the missing ones. Memory stays bounded; a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..text.files import atomic_write, write_json
+from ..text.inputs import decoded
+from . import tokenization
+from .corpus import Split
+from .errors import MismatchError, RunError
+from .progress import Progress
+from .tokenization import RunTokenizer
+
+FORMAT = "cs336 tokens 1"
+PART_BYTES = 16 << 20
+"""Text per part; a part is what an interruption can cost."""
+CHUNK_TOKENS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Memory-mapped ids and what is known of them. `bytes` counts their text without special tokens."""
+
+    ids: np.ndarray
+    path: Path
+    documents: int
+    bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / len(self.ids)
+
+
+def prepare(
+    split: Split,
+    tokenizer: RunTokenizer,
+    path: Path,
+    progress: Progress,
+    *,
+    workers: int = 1,
+    backend: str | None = None,
+) -> Tokens:
+    """The ids of `split` in `path` (.npy), encoded unless they are there already.
+
+    Raises MismatchError where `path` holds ids of another text or tokenizer.
+    """
+    if not path.with_suffix(".json").is_file():
+        _encode(split, tokenizer, path, progress, workers, backend)
+    found = read(path, tokenizer.fingerprint)
+    record = _record(path)
+    if record["text_sha256"] != split.sha256:
+        raise MismatchError(
+            f"{path} holds the tokens of another text than {split.path}: choose another folder, or delete {path} and "
+            f"{path.with_suffix('.json').name}"
+        )
+    return found
+
+
+def read(path: Path, tokenizer_fingerprint: str | None = None) -> Tokens:
+    """The ids in `path`, memory-mapped. Refuses a truncated file and ids of another tokenizer."""
+    record = _record(path)
+    if tokenizer_fingerprint is not None and record["tokenizer"] != tokenizer_fingerprint:
+        raise MismatchError(
+            f"{path} was encoded with tokenizer {record['tokenizer']}, this run's is {tokenizer_fingerprint}: use the "
+            f"tokenizer it was encoded with, or delete the file to encode it again"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path} (its .json is there): delete that, too, to encode it again")
+    size, expected = path.stat().st_size, record["file_bytes"]
+    if size != expected:
+        state = "truncated" if size < expected else "damaged"
+        raise MismatchError(
+            f"{path} has {size:,} bytes, {expected:,} were written: it is {state}; delete it and its .json to encode "
+            f"it again"
+        )
+    ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Tokens(ids, path, record["documents"], record["bytes"])
+
+
+def _encode(
+    split: Split, tokenizer: RunTokenizer, path: Path, progress: Progress, workers: int, backend: str | None
+) -> None:
+    dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+    parts_folder = path.with_name(f".{path.stem}.parts-{tokenizer.fingerprint}-{split.sha256[:16]}")
+    parts_folder.mkdir(parents=True, exist_ok=True)
+    ranges = list(_ranges(split.path, tokenizer.end_of_text.encode()))
+    parts = [parts_folder / f"{start}-{end}.part" for start, end in ranges]
+    todo = [
+        (str(split.path), *one, str(part), dtype.str)
+        for one, part in zip(ranges, parts, strict=True)
+        if not part.is_file()
+    ]
+    with progress.stage(f"encoding {split.path.name}", split.path.stat().st_size, "B") as stage:
+        stage.advance(sum(end - start for (start, end), part in zip(ranges, parts, strict=True) if part.is_file()))
+        if workers > 1 and len(todo) > 1:
+            # Spawned, not forked: a thread pool of the parent (torch, numba) must not be copied half-way.
+            with ProcessPoolExecutor(
+                min(workers, len(todo)), get_context("spawn"), _start_worker, (str(tokenizer.folder), backend)
+            ) as pool:
+                for done in as_completed([pool.submit(_encode_in_worker, *one) for one in todo]):
+                    stage.advance(done.result())
+        else:
+            for one in todo:
+                _encode_part(tokenizer.tokenizer, *one, stage=stage)
+    _join(parts, path, dtype, split, tokenizer)
+    shutil.rmtree(parts_folder)
+
+
+def _join(parts: list[Path], path: Path, dtype: np.dtype, split: Split, tokenizer: RunTokenizer) -> None:
+    count = sum(part.stat().st_size for part in parts) // dtype.itemsize
+    if count == 0:
+        raise RunError(f"{split.path} encodes to no tokens: it has no text")
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (count,)})
+        for part in parts:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 22)
+    # The record comes last: where it is, the ids are complete.
+    write_json(
+        path.with_suffix(".json"),
+        {
+            "format": FORMAT,
+            "dtype": dtype.name,
+            "tokens": count,
+            "file_bytes": path.stat().st_size,
+            "documents": split.documents,
+            "bytes": split.bytes,
+            "end_of_text_id": tokenizer.end_of_text_id,
+            "tokenizer": tokenizer.fingerprint,
+            "text_sha256": split.sha256,
+        },
+        indent=2,
+    )
+
+
+def _ranges(path: Path, end_of_text: bytes) -> Iterator[tuple[int, int]]:
+    """Byte ranges of about PART_BYTES that end behind an end-of-text token (or the file's end)."""
+    size, start = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = start + PART_BYTES
+            tail = b""
+            file.seek(end)
+            while end < size:
+                block = file.read(1 << 20)
+                position = (tail + block).find(end_of_text)
+                if not block or position >= 0:
+                    end = size if not block else end - len(tail) + position + len(end_of_text)
+                    break
+                end, tail = end + len(block), block[-(len(end_of_text) - 1) :]
+            end = min(end, size)
+            yield start, end
+            start = end
+
+
+def _encode_part(tokenizer: Any, source: str, start: int, end: int, part: str, dtype: str, stage: Any = None) -> int:
+    def text() -> Iterator[bytes]:
+        with open(source, "rb") as file:
+            file.seek(start)
+            left = end - start
+            while left and (block := file.read(min(left, 1 << 18))):
+                left -= len(block)
+                yield block
+                if stage is not None:
+                    stage.advance(len(block))
+
+    ids = tokenizer.encode_iterable(decoded(text()))
+    with atomic_write(part) as file:
+        while len(chunk := np.fromiter(islice(ids, CHUNK_TOKENS), dtype=np.int64)):
+            file.write(chunk.astype(dtype).tobytes())
+    return end - start
+
+
+_worker_tokenizer: Any = None
+
+
+def _start_worker(folder: str, backend: str | None) -> None:
+    global _worker_tokenizer
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _worker_tokenizer = tokenization.read(Path(folder), backend).tokenizer
+
+
+def _encode_in_worker(*part: Any) -> int:
+    return _encode_part(_worker_tokenizer, *part)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record_path = path.with_suffix(".json")
+    if not record_path.is_file():
+        raise FileNotFoundError(f"there is no {record_path}: {path.name} can't be trusted without it; encode it again")
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise MismatchError(f"{record_path} is damaged ({error}): delete it to encode the text again") from None
+    if record.get("format") != FORMAT:
+        raise MismatchError(f"{record_path} is not of format {FORMAT!r}: delete it to encode the text again")
+    return record
