@@ -23,7 +23,7 @@ def append(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def read(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
-    """Every row under `folder`, files in the order of their names. Raises ValueError naming a line that can't be read."""
+    """Every row under `folder`, file by file; ValueError names a line that can't be read."""
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:

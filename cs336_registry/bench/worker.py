@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..component import Component, Workload
+from ..component import Case, Component, Workload
 from .measurement import calls_for, rotation, seconds_per_call
 
 ROUND_SECONDS = 0.15
@@ -72,13 +72,10 @@ def gate(job: Job, folder: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
             check.run(implementation, subject.claims, trial)
         except Exception as error:
             raise Refused(f"{check}: {type(error).__name__}: {error}") from error
-    workload = find_workload(contract, job.workload)
-
-    def arguments() -> dict[str, Any]:
-        return workload_arguments(contract, workload, job, folder)
-
+    case = workload_case(contract, job.workload)
     try:
-        assert_agrees(contract, contract.run(implementation, arguments()), arguments, job.dtype)
+        found = contract.run(implementation, trial.arguments(contract, case, job.dtype))
+        assert_agrees(contract, found, case, job.dtype, trial)
     except Exception as error:
         raise Refused(f"workload {job.workload}: {type(error).__name__}: {error}") from error
     return implementation, decision.to_dict()
@@ -92,25 +89,26 @@ def find_workload(contract: Component, name: str) -> Workload:
     raise ValueError(f"{contract.name} has no workload {name!r}; it has {known}")
 
 
-def workload_arguments(
-    contract: Component, workload: Workload, job: Job, folder: Path, variant: int = 0
-) -> dict[str, Any]:
-    from ..arguments import ArgumentMaker
-    from ..component import Case
-
-    place = Path(tempfile.mkdtemp(dir=folder))
-    make = ArgumentMaker(job.seed + variant, dtype=job.dtype or "float32", device=job.device, folder=place)
-    return contract.arguments(Case(id=workload.id, sizes=workload.sizes), make)
+def workload_case(contract: Component, name: str, variant: int = 0) -> Case:
+    """The arguments of a workload as a case; another `variant` has other numbers of the same sizes."""
+    workload = find_workload(contract, name)
+    return Case(id=workload.id, sizes=workload.sizes, seed=variant)
 
 
 def prepare(
     contract: Component, implementation: Callable[..., Any], job: Job, folder: Path
 ) -> dict[str, Callable[[], Any]]:
-    """Direction -> the callable to time. Gradients are timed where the contract has them and the component gives them."""
-    workload = find_workload(contract, job.workload)
-    first = workload_arguments(contract, workload, job, folder)
+    """Direction -> the callable to time; gradients are timed where the contract has them."""
+    from ..conformance.trial import Trial
+
+    trial = Trial(folder=folder, seed=job.seed, device=job.device)
+
+    def arguments(variant: int) -> dict[str, Any]:
+        return trial.arguments(contract, workload_case(contract, job.workload, variant), job.dtype)
+
+    first = arguments(0)
     copies = max(1, min(8, CACHE_BYTES // max(_bytes(first), 1))) if contract.kind == "op" else 1
-    sets = [first, *(workload_arguments(contract, workload, job, folder, variant) for variant in range(1, copies))]
+    sets = [first, *(arguments(variant) for variant in range(1, copies))]
     if contract.timed is not None:
         return {"forward": rotation([contract.timed(implementation, arguments) for arguments in sets])}
     if not contract.differentiable:

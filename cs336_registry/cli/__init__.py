@@ -26,6 +26,17 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Say which backend would serve a component, who decided it, and why not another.",
         ),
     },
+    "Proof and speed": {
+        "bench": (
+            "bench:bench",
+            "Time components on several backends, each judged for correctness before it is timed.",
+        ),
+        "bench report": ("bench:report", "Draw every committed result row into one self-contained HTML page."),
+        "bench tables": (
+            "bench:tables",
+            "Render the tables in README.md from the result rows, or check that they are fresh.",
+        ),
+    },
 }
 """Group -> command -> (module:function in this package, one line that equals the function's docstring's first)."""
 

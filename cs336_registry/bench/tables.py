@@ -1,0 +1,119 @@
+"""Tables rendered from committed rows into Markdown files, between markers, so that prose and figures can't drift
+apart.
+
+A file says `<!-- rows: NAME -->` ... `<!-- end rows -->`; what stands between is replaced. CI runs `cs336 bench tables
+--check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .rows import latest
+
+_MARKED = re.compile(r"(<!-- rows: (?P<name>[a-z_]+) -->\n).*?(<!-- end rows -->)", re.DOTALL)
+
+
+def rendered(text: str, rows: Sequence[dict[str, Any]]) -> str:
+    """`text` with every marked table rendered anew. Raises ValueError for a marker that names no table."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"unknown table {name!r} in a rows marker: known are {', '.join(sorted(TABLES))}")
+        return f"{match[1]}{TABLES[name](rows)}\n{match[3]}"
+
+    return _MARKED.sub(table, text)
+
+
+def stale(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the tables in the file at `path` differ from what the rows say."""
+    text = path.read_text(encoding="utf-8")
+    return rendered(text, rows) != text
+
+
+def component_speeds(rows: Sequence[dict[str, Any]]) -> str:
+    """Component x backend: median seconds and the ratio to the reference in the same run."""
+    chosen = [row for row in rows if row.get("benchmark") == "component" and row.get("seconds")]
+    newest = latest(chosen, "component", "workload", "backend", "direction", "dtype", "device")
+    preferred = [row for row in newest if row["direction"] == "both"]
+    covered = {(row["component"], row["workload"], row["device"]) for row in preferred}
+    newest = preferred + [
+        r for r in newest if r["direction"] == "forward" and (r["component"], r["workload"], r["device"]) not in covered
+    ]
+    backends = list(dict.fromkeys(row["backend"] for row in newest))
+    lines = [
+        f"| component | workload | device, dtype | {' | '.join(backends)} |",
+        "|---|---|---|" + "---|" * len(backends),
+    ]
+    groups = dict.fromkeys((row["component"], row["workload"], row["device"], row["dtype"]) for row in newest)
+    for group in sorted(groups, key=str):
+        mine = {
+            row["backend"]: row
+            for row in newest
+            if (row["component"], row["workload"], row["device"], row["dtype"]) == group
+        }
+        base = mine.get("reference")
+        cells = [_speed(mine.get(backend), base) for backend in backends]
+        component, workload, device, dtype = group
+        lines.append(f"| {component} | {workload} | {device}{', ' + dtype if dtype else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bpe_training(rows: Sequence[dict[str, Any]]) -> str:
+    """Corpus and vocabulary x library: process wall seconds, times slower than ours, and peak memory."""
+    return _contenders([row for row in rows if row.get("benchmark") == "bpe_training"], ("corpus", "vocab_size"))
+
+
+def encoding(rows: Sequence[dict[str, Any]]) -> str:
+    """Entry point and threads x library: MB/s."""
+    return _contenders([row for row in rows if row.get("benchmark") == "encoding"], ("corpus", "mode"))
+
+
+def _contenders(rows: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> str:
+    newest = latest((row for row in rows if row.get("seconds")), *keys, "backend")
+    lines = [
+        f"| {' | '.join(keys)} | library | seconds | times numba_bpe | peak memory | result |",
+        "|" + "---|" * (len(keys) + 5),
+    ]
+    for group in dict.fromkeys(tuple(row[key] for key in keys) for row in newest):
+        mine = sorted((r for r in newest if tuple(r[k] for k in keys) == group), key=lambda row: row["seconds"])
+        base = next((row["seconds"] for row in mine if row["backend"] == "numba_bpe"), None)
+        for row in mine:
+            ratio = f"{row['seconds'] / base:.2f}" if base else ""
+            memory = f"{row['peak_memory'] / 1e6:.0f} MB" if row.get("peak_memory") else ""
+            cells = [
+                *map(str, group),
+                row["backend"],
+                f"{row['seconds']:.2f}",
+                ratio,
+                memory,
+                str(row.get("result", "")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _speed(row: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    text = duration(row["seconds"])
+    return text if base is None or row is base else f"{text} ({base['seconds'] / row['seconds']:.2f}x)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "component_speeds": component_speeds,
+    "bpe_training": bpe_training,
+    "encoding": encoding,
+}
