@@ -49,9 +49,10 @@ def cut_into_ranges(
 def _first_safe_cut(descriptor: int, offset: int, pattern: int, special_tokens: Sequence[bytes]) -> int | None:
     """The first safe cut in a window that begins at `offset`."""
     longest = max(map(len, special_tokens), default=1)
-    window = os.pread(descriptor, WINDOW_BYTES + 2 * longest, offset - longest)
-    for match in _SAFE_CUTS[pattern == GPT2].finditer(window, longest, max(longest, len(window) - longest)):
+    base = max(0, offset - longest)
+    window = os.pread(descriptor, WINDOW_BYTES + 2 * longest, base)
+    for match in _SAFE_CUTS[pattern == GPT2].finditer(window, offset - base, max(offset - base, len(window) - longest)):
         cut = match.end()
-        if not any(token in window[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens):
-            return offset - longest + cut
+        if not any(token in window[max(0, cut - len(token) + 1) : cut + len(token) - 1] for token in special_tokens):
+            return base + cut
     return None

@@ -32,6 +32,7 @@ def load_character_classes(folder: Path) -> np.ndarray:
     from importlib.metadata import version
 
     import numpy as np
+
     from cs336_registry.text.files import write_bytes
 
     path = folder / f"character_classes_{version('regex')}.bin"

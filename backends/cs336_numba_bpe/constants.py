@@ -1,18 +1,20 @@
-"""Numbers that kernels and their callers share: outcomes, patterns and the places of running values in `state` arrays."""
+"""Numbers that kernels and their callers share: outcomes, patterns and the places of running values in `state`
+arrays."""
 
 from __future__ import annotations
 
 SCANNED, FULL, INVALID = 0, 1, 2
 """Outcomes of a scan: all done; the output array is full; bytes that are not UTF-8."""
 
-DONE, NEEDS_TABLE, NEEDS_ARENA, NOT_UTF8, NEEDS_OUTPUT, NEEDS_SCRATCH = 0, 1, 2, 3, 4, 5
+DONE, NEEDS_TABLE, NEEDS_ARENA, NOT_UTF8, NEEDS_OUTPUT, NEEDS_SCRATCH, MISSING_BYTE = 0, 1, 2, 3, 4, 5, 6
 """Outcomes of a kernel: finished, or what its caller has to enlarge or repair before calling again."""
 
 GPT2, CL100K = 0, 1
 """Patterns that the compiled scanner knows."""
 
-STATUS, NEEDED, UNIQUE, ARENA_USED, TOKENS_USED = 0, 1, 2, 3, 4
-"""Places in the `state` of a table: the last outcome, how much was missing, entries, bytes and ids in its arenas."""
+STATUS, NEEDED, UNIQUE, ARENA_USED, IDS_USED, OUTPUT_USED = 0, 1, 2, 3, 4, 5
+"""Places in the `state` of a table: the last outcome, how much was missing (or which byte), entries, bytes and ids in
+its arenas, ids written."""
 STATE_LENGTH = 8
 
 PADDING = 192
@@ -25,3 +27,8 @@ LONG = 0xFF
 
 MAX_LOAD_NUMERATOR, MAX_LOAD_DENOMINATOR = 5, 8
 """Tables grow when more than 5/8 of their slots are taken."""
+
+MAX_CACHED_BYTES = 4096
+"""Longer pretokens are merged every time they occur."""
+SHORT_WORD = 64
+"""Up to this many bytes a pretoken is merged by looking through its pairs, longer ones with a heap."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,7 +14,6 @@ from .constants import (
     MAX_LOAD_DENOMINATOR,
     MAX_LOAD_NUMERATOR,
     NEEDED,
-    NEEDS_ARENA,
     NEEDS_TABLE,
     NOT_UTF8,
     STATE_LENGTH,
@@ -28,7 +28,8 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Unique pretokens one after another in `word_bytes` (16 bytes longer than they are), word i from word_starts[i]."""
+    """Unique pretokens one after another in `word_bytes` (16 bytes longer than they are), word i from
+    word_starts[i]."""
 
     word_bytes: np.ndarray
     word_starts: np.ndarray
@@ -43,7 +44,7 @@ class WordCounts:
 
     def words(self) -> list[bytes]:
         content, starts = self.word_bytes.tobytes(), self.word_starts.tolist()
-        return [content[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+        return [content[start:stop] for start, stop in itertools.pairwise(starts)]
 
     def to_dict(self) -> dict[bytes, int]:
         return dict(zip(self.words(), self.counts.tolist(), strict=True))
@@ -100,7 +101,7 @@ class CountTable:
                 self.ends, self.table, self.arena, self.state, *self.scratch,
             )  # fmt: skip
             status = self.state[STATUS]
-            if status == DONE or status == NOT_UTF8:
+            if status in (DONE, NOT_UTF8):
                 return start, bool(status == NOT_UTF8)
             self.reserve(*((int(self.state[NEEDED]), 0) if status == NEEDS_TABLE else (0, int(self.state[NEEDED]))))
 

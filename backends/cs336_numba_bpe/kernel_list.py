@@ -28,6 +28,8 @@ _MERGE_PAIRS = (
     f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int32[] int32[]"
 )
 
+_MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[]"
+
 
 def _kernel(module: str, arguments: str) -> Kernel:
     return Kernel(module, tuple(arguments.split()))
@@ -56,5 +58,15 @@ GROUPS: dict[str, dict[str, Kernel]] = {
     "merge_wide": {
         "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(place="int64")),
         "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(place="int64")),
+    },
+    "encode": {
+        "put_merges": _kernel("encoder", "int32[] int32[] int32[] int32[] uint64[][]"),
+        "encode_words": _kernel("encoder", f"uint8[] int64[] uint64[][] uint8[] int32[] int64[] {_MERGING}"),
+        "encode_block": _kernel(
+            "encoder",
+            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[][] uint8[] int32[] "
+            f"int64[] {_BATCH} {_MERGING} uint8[] int64",
+        ),
+        "move_table": _kernel("count_table", "uint64[][] uint64[][]"),
     },
 }

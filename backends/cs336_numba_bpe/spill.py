@@ -1,7 +1,8 @@
 """Keeping counts under a memory ceiling: full tables go to disk as runs sorted by hash, which are merged at the end.
 
-A run is three arrays in a temporary folder: hashes with places, counts, and bytes. Sorted by hash, all runs can be cut at
-the same hashes, so the merge takes one part of the hash range after another and never holds more than one part's table.
+A run is three arrays in a temporary folder: hashes with places, counts, and bytes. Sorted by hash, all runs can be
+cut at the same hashes, so the merge takes one part of the hash range after another and never holds more than one
+part's table.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ BLOCK_BYTES = 1 << 20
 
 class Consumer(Protocol):
     def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
-        """Take text[start:stop] as far as it is settled; returns (where to go on, whether bytes there are not UTF-8)."""
+        """Take text[start:stop] as far as it is settled; returns (where to go on, whether bytes there are not
+        UTF-8)."""
         ...
 
 
@@ -96,14 +97,12 @@ class TextBuffer:
         self.array[self.kept : self.kept + len(content)] = np.frombuffer(content, np.uint8)
         self.kept += len(content)
 
-    def read_strings(self, strings: Iterable[str]) -> Iterator[None]:
-        """Feed strings, which are joined; yields after each block and at the end."""
-        for string in strings:
-            content = string.encode()
-            for first in range(0, len(content), self.block_bytes):
-                self.append(content[first : first + self.block_bytes])
-                if self.kept >= self.block_bytes:
-                    self.settle(False)
-                    yield
+    def read_blocks(self, blocks: Iterable[bytes]) -> Iterator[int]:
+        """Feed one text that comes in blocks; yields the size of each block after it and 0 at the end."""
+        for block in blocks:
+            self.append(block)
+            if self.kept >= self.block_bytes:
+                self.settle(False)
+            yield len(block)
         self.settle(True)
-        yield
+        yield 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
+
+from cs336_registry.text.inputs import byte_texts, is_plain
 
 from .byte_ranges import ByteRange, cut_into_ranges
 from .character_classes import load_character_classes
@@ -27,7 +29,7 @@ def available_cpus() -> int:
 
 
 def count_words(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Path],
     pattern: int,
     special_tokens: Sequence[str],
     *,
@@ -39,12 +41,14 @@ def count_words(
 ) -> WordCounts:
     """The unique pretokens of all files with their counts. `advance` is told the bytes that were read, as they are."""
     special = build_special_token_table(special_tokens)
-    size = sum(os.path.getsize(path) for path in paths)
+    plain = [path for path in paths if is_plain(path)]
+    size = sum(os.path.getsize(path) for path in plain)
     num_threads = num_threads or available_cpus()
     range_bytes = max(MIN_RANGE_BYTES, min(RANGE_BYTES, size // (4 * num_threads)))
     if special.need_decoded_text or num_threads == 1:
         range_bytes = size + 1
-    ranges = cut_into_ranges(paths, pattern, special.tokens, range_bytes)
+    ranges: list[ByteRange | Path] = [path for path in paths if not is_plain(path)]
+    ranges += cut_into_ranges(plain, pattern, special.tokens, range_bytes)
     num_threads = min(num_threads, len(ranges)) or 1
     counter = _Counter(pattern, special, cache_folder or default_cache_folder(), max_ram, num_threads, advance, report)
     return counter.run(ranges)
@@ -67,8 +71,8 @@ class _Counter:
         self.special_tokens, self.advance, self.report = special_tokens, advance, report
         self.runs = SpilledRuns(max_ram, num_threads, report)
 
-    def run(self, ranges: Sequence[ByteRange]) -> WordCounts:
-        queue: SimpleQueue[ByteRange] = SimpleQueue()
+    def run(self, ranges: Sequence[ByteRange | Path]) -> WordCounts:
+        queue: SimpleQueue[ByteRange | Path] = SimpleQueue()
         for byte_range in ranges:
             queue.put(byte_range)
         with self.runs:
@@ -87,13 +91,21 @@ class _Counter:
             table.clear(1)
         return first.words()[0]
 
-    def _count(self, table: CountTable, queue: SimpleQueue[ByteRange]) -> None:
+    def _count(self, table: CountTable, queue: SimpleQueue[ByteRange | Path]) -> None:
         buffer = TextBuffer(table, always_decode=self.special_tokens.need_decoded_text)
         while True:
             try:
-                byte_range = queue.get_nowait()
+                source = queue.get_nowait()
             except Empty:
                 return
-            for read in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
+            for read in _feed(buffer, source):
                 self.advance(read)
                 self.runs.spill_if_full(table)
+
+
+def _feed(buffer: TextBuffer, source: ByteRange | Path) -> Iterator[int]:
+    if isinstance(source, ByteRange):
+        yield from buffer.read_range(source.path, source.begin, source.end)
+        return
+    for blocks in byte_texts(source):
+        yield from buffer.read_blocks(blocks)

@@ -22,7 +22,6 @@ from ..constants import (
     NEEDS_ARENA,
     NEEDS_TABLE,
     NOT_UTF8,
-    SCANNED,
     STATUS,
     UNIQUE,
 )
@@ -142,7 +141,9 @@ def find_slot(address, start, key_0, key_1, slot, table, arena_address):
         if found == key_1 and table[slot, KEY_0] == key_0:
             if not is_long(key_1):
                 return slot
-            if equal_bytes(address, start, arena_address, int64(table[slot, OFFSET]), int64(key_1 & LENGTH_MASK)):
+            if equal_bytes(
+                address, start, arena_address, int64(table[slot, OFFSET] & LENGTH_MASK), int64(key_1 & LENGTH_MASK)
+            ):
                 return slot
         slot = (slot + 1) & mask
 
@@ -155,7 +156,8 @@ def copy_bytes(address, start, length, target, offset):
 
 @kernel
 def count_pretokens(address, start, ends, count, table, arena, state, keys_0, keys_1, slots):
-    """Count the pretokens of `ends`; returns how many were counted (fewer where the arena is too small: state tells)."""
+    """Count the pretokens of `ends`; returns how many were counted (fewer where the arena is too small: state
+    tells)."""
     arena_address = address_of(arena)
     for first in range(0, count, BATCH):
         last = min(count, first + BATCH)
@@ -210,8 +212,8 @@ def count_block(
 ):
     """Count the pretokens of text[start:stop] as far as they are settled, which is everything where `is_last` is set.
 
-    Returns where to go on. state[STATUS]: DONE; NEEDS_TABLE or NEEDS_ARENA: enlarge and call again from there; NOT_UTF8: the
-    text from there on holds bytes that are not UTF-8: replace them and call again.
+    Returns where to go on. state[STATUS]: DONE; NEEDS_TABLE or NEEDS_ARENA: enlarge and call again from there;
+    NOT_UTF8: the text from there on holds bytes that are not UTF-8: replace them and call again.
     """
     address = address_of(text)
     position = start
@@ -327,7 +329,8 @@ def total_bytes(table):
 
 @kernel
 def list_words(table, arena, hashes, word_bytes, word_starts, counts):
-    """Write every entry: its bytes (`word_bytes` needs 16 bytes to spare), their places, counts, and hashes if there is room."""
+    """Write every entry: its bytes (`word_bytes` needs 16 bytes to spare), their places, counts, and hashes if there
+    is room."""
     arena_address, bytes_address = address_of(arena), address_of(word_bytes)
     word = used = 0
     for slot in range(table.shape[0]):

@@ -14,7 +14,8 @@ BYTE, WORD = ir.IntType(8), ir.IntType(64)
 BYTES_64 = ir.VectorType(BYTE, 64)
 
 kernel = njit(_nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""A function that other kernels call, or an entry point. Without a runtime: kernels allocate nothing and raise nothing."""
+"""A function that other kernels call, or an entry point. Without a runtime: kernels allocate nothing and raise
+nothing."""
 helper = njit(
     _nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
 )
@@ -58,6 +59,25 @@ def store_word(typing_context, address, offset, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.uint64), generate
+
+
+def _store_narrow(bits: int):
+    @intrinsic
+    def store(typing_context, address, offset, value):
+        """Write the low bits of a word at address + offset."""
+
+        def generate(context, builder, signature, arguments):
+            address, offset, value = arguments
+            number = ir.IntType(bits)
+            builder.store(builder.trunc(value, number), _pointer(builder, address, offset, number), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.uint64), generate
+
+    return store
+
+
+store_uint16, store_uint32 = _store_narrow(16), _store_narrow(32)
 
 
 @intrinsic
@@ -126,7 +146,8 @@ def byte_masks(typing_context, address, offset):
 
 @intrinsic
 def two_byte_mask(typing_context, address, offset, first, second):
-    """The mask of places among 64 where byte `first` is followed by byte `second` (any byte where second is negative)."""
+    """The mask of places among 64 where byte `first` is followed by byte `second` (any byte where second is
+    negative)."""
 
     def generate(context, builder, signature, arguments):
         address, offset, first, second = arguments

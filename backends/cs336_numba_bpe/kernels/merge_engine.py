@@ -4,13 +4,14 @@
 bytes has its id on its first and on its last byte, so both neighbours are found from token lengths alone. `word_ids`
 gives each byte's word, `word_counts` each word's count.
 
-A pair (a row of the row arrays) has an exact count and a list of places where it was seen. All places of a pair appear in
-the very merge that made its newer token, so its list is written once, in order; a place that has become stale is
-recognised by its symbols.
+A pair (a row of the row arrays) has an exact count and a list of places where it was seen. All places of a pair
+appear in the very merge that made its newer token, so its list is written once, in order; a place that has become
+stale is recognised by its symbols.
 
-No merge can make bytes that an earlier merge made. Take any stretch of text whose borders no token crosses. By induction
-over the merges, its inside is tokenised as if it stood alone: a left-to-right pass that does not cross the left border
-starts afresh there. So at any time all such stretches with the same bytes are split alike, and one merge takes them all.
+No merge can make bytes that an earlier merge made. Take any stretch of text whose borders no token crosses. By
+induction over the merges, its inside is tokenised as if it stood alone: a left-to-right pass that does not cross the
+left border starts afresh there. So at any time all such stretches with the same bytes are split alike, and one merge
+takes them all.
 
 The heap is lazy and holds pairs from a threshold on; when it runs dry the threshold falls to a quarter and all rows are
 looked through again. Ties go to the greater pair of `token_order` values, then of whole bytes, so both policies share

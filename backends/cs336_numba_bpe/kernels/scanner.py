@@ -1,8 +1,8 @@
 """From bytes to pretoken ends, for GPT-2's pattern (64 bytes at a time) and for cl100k's (character by character).
 
 A scan covers one text between special tokens, `address[start:stop]`, and writes the offset after each pretoken. It
-stops early where `ends` is full, and at bytes that are not UTF-8. Both patterns look only forward, so a scan may be taken
-up again at any pretoken's end.
+stops early where `ends` is full, and at bytes that are not UTF-8. Both patterns look only forward, so a scan may be
+taken up again at any pretoken's end.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def gpt2_contraction(address, position, stop):
 def scan_gpt2(address, start, stop, classes, ends):
     """Write pretoken ends; returns count * 4 + outcome.
 
-    Each character has one class: letter, number, white space or other. A pretoken starts where the class changes, but not
-    after a space that leads it; the last character of a white-space run that something follows starts one of its own; and
-    an apostrophe that starts a pretoken may make it a contraction, which moves the next start.
+    Each character has one class: letter, number, white space or other. A pretoken starts where the class changes, but
+    not after a space that leads it; the last character of a white-space run that something follows starts one of its
+    own; and an apostrophe that starts a pretoken may make it a contraction, which moves the next start.
     """
     capacity = ends.shape[0] - 65
     count = 0
@@ -157,9 +157,9 @@ def scan_gpt2(address, start, stop, classes, ends):
         starts |= others & ~((others << ONE) | other_before)
         starts &= ~((spaces << ONE) | space_before)
         white_after = (white | ~valid) >> ONE
-        if remaining <= 64:
-            white_after |= bit(63)
-        elif (white & ~high) >> uint64(63) == ZERO or starts_white_space(address, block + 64, stop, classes):
+        # Whether white space follows the block's last byte; the end of the text counts, as \s+(?!\S) has it.
+        ascii_white_last = (white & ~high) >> uint64(63) != ZERO
+        if remaining <= 64 or not ascii_white_last or starts_white_space(address, block + 64, stop, classes):
             white_after |= bit(63)
         starts |= white & ~((white << ONE) | white_before)
         starts |= (white & ~white_after & ~high) | last_white
@@ -219,7 +219,7 @@ def cl100k_contraction(address, position, stop):
 
 @helper
 def is_line_end(byte):
-    return byte == NEWLINE or byte == RETURN
+    return byte in (NEWLINE, RETURN)
 
 
 @helper
@@ -255,7 +255,8 @@ def white_space_end(address, position, stop, classes):
 
 @kernel
 def scan_cl100k(address, start, stop, classes, ends):
-    """Write pretoken ends; returns count * 4 + outcome. The branches stand in the order of the pattern's alternatives."""
+    """Write pretoken ends; returns count * 4 + outcome. The branches stand in the order of the pattern's
+    alternatives."""
     count = 0
     position = start
     while position < stop:
@@ -274,9 +275,7 @@ def scan_cl100k(address, start, stop, classes, ends):
             contraction = cl100k_contraction(address, position, stop)
         if contraction != 0:
             end = position + contraction
-        elif kind == LETTER:
-            end = run_end(address, end, stop, classes, LETTER)
-        elif next_kind == LETTER and kind != NUMBER and not is_line_end(byte):
+        elif kind == LETTER or (next_kind == LETTER and kind != NUMBER and not is_line_end(byte)):
             end = run_end(address, end, stop, classes, LETTER)
         elif kind == NUMBER:
             for _ in range(2):

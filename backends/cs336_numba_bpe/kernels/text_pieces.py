@@ -28,13 +28,14 @@ def class_before(address, start, position, classes):
 
 @kernel
 def last_safe_cut(address, start, stop, pattern, classes):
-    """The last place in (start, stop] where the text may be cut, or `start`. The byte at `stop` must be there to see."""
+    """The last place in (start, stop] where the text may be cut, or `start`. The byte at `stop` must be there to
+    see."""
     position = stop
     while position > start:
         byte = load_byte(address, position)
-        if byte == SPACE or byte == NEWLINE:
+        if byte in (SPACE, NEWLINE):
             kind = class_before(address, start, position, classes)
-            if kind != WHITE_SPACE and (pattern == GPT2 or byte == SPACE or kind == LETTER or kind == NUMBER):
+            if kind != WHITE_SPACE and (pattern == GPT2 or byte == SPACE or kind in (LETTER, NUMBER)):
                 return position
         position -= 1
     return start
@@ -42,8 +43,8 @@ def last_safe_cut(address, start, stop, pattern, classes):
 
 @kernel
 def special_token_at(address, position, stop, first_byte_starts, token_starts, token_bytes):
-    """The index of the longest special token at `position` that ends by `stop`, or -1. Tokens are grouped by their first
-    byte (`first_byte_starts`), the longest first."""
+    """The index of the longest special token at `position` that ends by `stop`, or -1. Tokens are grouped by their
+    first byte (`first_byte_starts`), the longest first."""
     first = load_byte(address, position)
     for index in range(first_byte_starts[first], first_byte_starts[first + 1]):
         begin = token_starts[index]
@@ -61,8 +62,8 @@ def special_token_at(address, position, stop, first_byte_starts, token_starts, t
 def next_special_token(address, position, limit, stop, byte_pairs, first_byte_starts, token_starts, token_bytes):
     """start * 2**20 + index of the first special token that starts before `limit`, or -1.
 
-    `byte_pairs` lists the distinct first two bytes of all tokens (-1: one byte), which 64 places are searched for at once;
-    it is empty where there are too many to be worth it.
+    `byte_pairs` lists the distinct first two bytes of all tokens (-1: one byte), which 64 places are searched for at
+    once; it is empty where there are too many to be worth it.
     """
     if byte_pairs.shape[0] == 0:
         while position < limit:

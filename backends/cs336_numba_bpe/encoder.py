@@ -1,0 +1,189 @@
+"""The encoder's table and the vocabulary as arrays; text is fed through `text_buffer.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cs336_registry.components.tokenizer import missing_byte, special_ids, text_ids
+
+from .character_classes import load_character_classes
+from .compile_cache import default_cache_folder, load_kernels
+from .constants import (
+    DONE,
+    MAX_CACHED_BYTES,
+    MAX_LOAD_DENOMINATOR,
+    MAX_LOAD_NUMERATOR,
+    MISSING_BYTE,
+    NEEDED,
+    NEEDS_ARENA,
+    NEEDS_OUTPUT,
+    NEEDS_SCRATCH,
+    NEEDS_TABLE,
+    NOT_UTF8,
+    OUTPUT_USED,
+    SHORT_WORD,
+    STATE_LENGTH,
+    STATUS,
+    UNIQUE,
+)
+from .count_table import BATCH, ENDS, WordCounts
+from .special_token_table import SpecialTokenTable, build_special_token_table
+
+NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
+MAX_ID = 2**31 - 1
+MAX_SLOTS = 1 << 19
+"""16 MiB of slots, 327,680 pretokens: when it is full it starts again from the seeds, so memory stays bounded."""
+FIRST_SLOTS = 1 << 14
+MAX_ARENA_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class EncoderVocab:
+    """What does not change between threads: ids of bytes, merges by pair, special tokens, words to begin with."""
+
+    pattern: int
+    special_tokens: SpecialTokenTable
+    special_ids: np.ndarray
+    byte_ids: np.ndarray
+    merge_table: np.ndarray
+    seeds: WordCounts
+    narrow: bool
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if self.narrow else np.uint32)
+
+
+def build_encoder_vocab(
+    vocab: Mapping[int, bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    special_tokens: Sequence[str],
+    pattern: int,
+    cache_folder: Path | None = None,
+    seed_words: Iterable[bytes] = (),
+) -> EncoderVocab:
+    """Arrays for the encoder. The seeds are `seed_words`, then the vocab's own tokens."""
+    id_of, special_id_of = text_ids(vocab), special_ids(vocab, special_tokens)
+    table = build_special_token_table(special_tokens)
+    merge_table = np.zeros((1 << max(4, (4 * len(merges)).bit_length()), 2), np.uint64)
+    merge_table[:, 0] = NO_KEY
+    columns = [[id_of[left] for left, _ in merges], [id_of[right] for _, right in merges], range(len(merges))]
+    results = [id_of[left + right] for left, right in merges]
+    load_kernels("encode", cache_folder).put_merges(
+        *(np.array(column, np.int32) for column in (*columns, results)), merge_table
+    )
+    byte_ids = [id_of.get(bytes((byte,)), -1) for byte in range(256)]
+    seeds = dict.fromkeys((*seed_words, *id_of), 1)
+    return EncoderVocab(
+        pattern=pattern,
+        special_tokens=table,
+        special_ids=np.array([special_id_of[special_tokens[index]] for index in table.order.tolist()], np.int32),
+        byte_ids=np.array(byte_ids, np.int32),
+        merge_table=merge_table,
+        seeds=WordCounts.from_dict({word: 1 for word in seeds if 0 < len(word) <= MAX_CACHED_BYTES}),
+        narrow=max(vocab) < 1 << 16,
+    )
+
+
+class EncodeTable:
+    """Pretokens that were met, with their ids; one for each thread. Ids wait in `output` until `take` is called."""
+
+    def __init__(self, vocab: EncoderVocab, cache_folder: Path | None = None, *, seeded: bool = True) -> None:
+        self.vocab = vocab
+        self.kernels = load_kernels("encode", cache_folder)
+        self.classes = load_character_classes(cache_folder or default_cache_folder())
+        self.scratch = (np.empty(BATCH, np.uint64), np.empty(BATCH, np.uint64), np.empty(BATCH, np.int64))
+        self.ends = np.empty(ENDS, np.int64)
+        self.output = np.empty((1 << 16) + 16, np.uint8)
+        self.seeded = seeded
+        self._make_scratch(MAX_CACHED_BYTES)
+        self.state = np.zeros(STATE_LENGTH, np.int64)
+        self._clear()
+
+    def _make_scratch(self, length: int) -> None:
+        heap_length = 3 * length + 8
+        self.merging = (
+            np.empty(length, np.int64), np.empty(max(length, SHORT_WORD), np.int64), np.empty(length, np.int64),
+            np.empty(heap_length, np.int64), np.empty(heap_length, np.int64),
+        )  # fmt: skip
+
+    def _clear(self) -> None:
+        used = self.state[OUTPUT_USED]
+        self.table = np.zeros((FIRST_SLOTS, 4), np.uint64)
+        self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
+        self.state = np.zeros(STATE_LENGTH, np.int64)
+        self.state[OUTPUT_USED] = used
+        seeds = self.vocab.seeds
+        if self.seeded and 2 * len(seeds) < MAX_SLOTS * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR:
+            self._grow_table(len(seeds))
+            self._grow_arenas(seeds.num_bytes + len(seeds))
+            self.kernels.encode_words(
+                seeds.word_bytes, seeds.word_starts, self.table, self.arena, self.ids_arena, self.state,
+                self.vocab.merge_table, self.vocab.byte_ids, *self.merging,
+            )  # fmt: skip
+
+    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+        vocab = self.vocab
+        while True:
+            start = self.kernels.encode_block(
+                text, start, stop, is_last, vocab.pattern, *vocab.special_tokens.kernel_arguments, vocab.special_ids,
+                self.classes, self.ends, self.table, self.arena, self.ids_arena, self.state, *self.scratch,
+                vocab.merge_table, vocab.byte_ids, *self.merging, self.output, vocab.narrow,
+            )  # fmt: skip
+            status, needed = int(self.state[STATUS]), int(self.state[NEEDED])
+            if status in (DONE, NOT_UTF8):
+                return start, status == NOT_UTF8
+            if status == MISSING_BYTE:
+                self.state[OUTPUT_USED] = 0
+                raise missing_byte(bytes((needed,)))
+            self._make_room(status, needed)
+
+    def _make_room(self, status: int, needed: int) -> None:
+        if status == NEEDS_OUTPUT:
+            output = np.empty(2 * len(self.output) + needed, np.uint8)
+            output[: len(self.output)] = self.output
+            self.output = output
+        elif status == NEEDS_SCRATCH:
+            self._make_scratch(2 * needed)
+        elif status == NEEDS_TABLE:
+            if not self._grow_table(needed):
+                self._clear()
+        elif status == NEEDS_ARENA and not self._grow_arenas(needed):
+            self._clear()
+
+    def _grow_table(self, words: int) -> bool:
+        slots = len(self.table)
+        while (int(self.state[UNIQUE]) + words) * MAX_LOAD_DENOMINATOR > slots * MAX_LOAD_NUMERATOR:
+            slots *= 2
+        if slots > MAX_SLOTS:
+            return False
+        if slots > len(self.table):
+            larger = np.zeros((slots, 4), np.uint64)
+            self.kernels.move_table(self.table, larger)
+            self.table = larger
+        return True
+
+    def _grow_arenas(self, num_bytes: int) -> bool:
+        if len(self.arena) > MAX_ARENA_BYTES:
+            return False
+        size = 2 * len(self.arena) + num_bytes + 8
+        arena, ids_arena = np.empty(size, np.uint8), np.empty(size, np.int32)
+        arena[: len(self.arena)], ids_arena[: len(self.ids_arena)] = self.arena, self.ids_arena
+        self.arena, self.ids_arena = arena, ids_arena
+        return True
+
+    def reserve_output(self, num_bytes: int) -> None:
+        """Make the output large enough at once for what `num_bytes` bytes of text can give at most."""
+        wanted = self.vocab.dtype.itemsize * num_bytes + 32
+        if len(self.output) < wanted:
+            self._make_room(NEEDS_OUTPUT, wanted)
+
+    def take(self) -> np.ndarray:
+        """The ids that were written since the last call."""
+        used = int(self.state[OUTPUT_USED]) * self.vocab.dtype.itemsize
+        self.state[OUTPUT_USED] = 0
+        return self.output[:used].view(self.vocab.dtype).copy()

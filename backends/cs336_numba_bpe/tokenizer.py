@@ -1,0 +1,230 @@
+"""Encoding with the compiled scanner and a table of pretokens that were met before."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cs336_registry.components.tokenizer import check, missing_byte, special_ids, text_ids, unknown_id
+from cs336_registry.text.files import StrPath
+from cs336_registry.text.inputs import InputPath, byte_texts, expand, is_plain, utf8
+from cs336_registry.text.patterns import GPT2_PATTERN, pretoken_finder
+from cs336_registry.text.pretokens import safe_chunks
+from cs336_registry.text.special_tokens import special_token_pattern
+from cs336_registry.text.vocab_files import read_merges, read_vocab
+
+from .corpus import COMPILED_PATTERNS, is_small
+from .small import joined
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .encoder import EncoderVocab, EncodeTable
+
+SEEDING_BYTES = 1 << 20
+"""From this much text on, it pays to put the vocabulary's own tokens into the table first."""
+STREAM_BYTES = 1 << 16
+"""encode_iterable encodes this much text at a time."""
+RANGE_BYTES = 4 << 20
+MAX_REMEMBERED = 1 << 16
+MAX_COMPILED_ID = 2**31 - 1
+
+
+class Tokenizer:
+    """See the contract. Short texts are encoded by plain Python until compiled code pays."""
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = GPT2_PATTERN,
+        num_threads: int | None = None,
+        seed_words: Iterable[bytes] = (),
+    ) -> None:
+        """seed_words: pretokens to expect, the most frequent of the training corpus for one."""
+        self.vocab, self.merges, self.special_tokens = check(vocab, merges, special_tokens, pattern)
+        self.pattern = pattern
+        self.num_threads = num_threads
+        self._seed_words = tuple(seed_words)
+        self._characters_seen = 0
+        self._python = _PythonEncoder(self.vocab, self.merges, self.special_tokens, pattern)
+        self._is_compilable = pattern in COMPILED_PATTERNS and max(self.vocab, default=0) <= MAX_COMPILED_ID
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab_filepath: StrPath,
+        merges_filepath: StrPath,
+        special_tokens: Sequence[str] | None = None,
+        **options,
+    ) -> Tokenizer:
+        vocab = read_vocab(vocab_filepath, special_tokens or ())
+        return cls(vocab, read_merges(merges_filepath), special_tokens, **options)
+
+    def encode(self, text: str) -> list[int]:
+        if not self._uses_compiled(len(text)):
+            return self._python.encode(text)
+        try:
+            content = text.encode()
+        except UnicodeEncodeError:  # lone surrogates, which no special token may match once they are U+FFFD
+            return self._python.encode(text)
+        return self._encode_bytes(content).tolist()
+
+    def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
+        for chunk in safe_chunks(iterable, self.pattern, self.special_tokens, chunk_characters=STREAM_BYTES):
+            yield from self.encode(chunk)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        vocab = self.vocab
+        try:
+            return b"".join([vocab[token_id] for token_id in ids]).decode("utf-8", "replace")
+        except KeyError as error:
+            raise unknown_id(error.args[0]) from None
+
+    def encode_to_array(self, input_path: InputPath, *, num_threads: int | None = None) -> np.ndarray:
+        """The ids of all texts of `input_path`, one after another: uint16 where they fit, else uint32."""
+        import numpy as np
+
+        arrays = list(self.encode_arrays(input_path, num_threads=num_threads))
+        return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16, uint32 and uint64 that holds every id."""
+        import numpy as np
+
+        return (
+            np.min_scalar_type(max(self.vocab, default=0)) if max(self.vocab, default=0) > 255 else np.dtype("uint16")
+        )
+
+    def encode_arrays(self, input_path: InputPath, *, num_threads: int | None = None) -> Iterator[np.ndarray]:
+        """The same in parts, in order, as they are done; memory is bounded by a few parts for each thread."""
+        import numpy as np
+
+        for path in expand(input_path):
+            if self._is_compilable and is_plain(path):
+                yield from self._encode_plain_file(path, num_threads or self.num_threads)
+                continue
+            for blocks in byte_texts(path):
+                text = (block.decode("utf-8", "replace") for block in [b"".join(blocks)])
+                for chunk in safe_chunks(text, self.pattern, self.special_tokens):
+                    yield np.array(self.encode(chunk), self.dtype)
+
+    def _uses_compiled(self, num_characters: int) -> bool:
+        """Compiled code pays for a long text, and for many short ones."""
+        self._characters_seen += num_characters
+        if not self._is_compilable:
+            return False
+        return "_table" in self.__dict__ or not is_small(self._characters_seen, ("encode",))
+
+    @cached_property
+    def _encoder_vocab(self) -> EncoderVocab:
+        from .encoder import build_encoder_vocab
+
+        pattern = COMPILED_PATTERNS[self.pattern]
+        return build_encoder_vocab(self.vocab, self.merges, self.special_tokens, pattern, None, self._seed_words)
+
+    @cached_property
+    def _table(self) -> EncodeTable:
+        from .encoder import EncodeTable
+
+        return EncodeTable(self._encoder_vocab)
+
+    def _encode_bytes(self, content: bytes) -> np.ndarray:
+        from .text_buffer import TextBuffer
+
+        buffer = TextBuffer(self._table, block_bytes=max(1, len(content)))
+        buffer.append(content)
+        buffer.settle(True)
+        return self._table.take()
+
+    def _encode_plain_file(self, path: Path, num_threads: int | None) -> Iterator[np.ndarray]:
+        from .byte_ranges import ByteRange, cut_into_ranges
+        from .encoder import EncodeTable
+        from .text_buffer import TextBuffer
+        from .word_counter import available_cpus
+
+        special = self._encoder_vocab.special_tokens
+        size = path.stat().st_size
+        num_threads = num_threads or available_cpus()
+        range_bytes = size + 1 if special.need_decoded_text else RANGE_BYTES
+        ranges = cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
+        num_threads = min(num_threads, len(ranges))
+        tables = [EncodeTable(self._encoder_vocab, seeded=size >= SEEDING_BYTES) for _ in range(num_threads)]
+
+        def encode_range(byte_range: ByteRange) -> np.ndarray:
+            table = tables.pop()
+            try:
+                buffer = TextBuffer(table, always_decode=special.need_decoded_text)
+                for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
+                    pass
+                return table.take()
+            finally:
+                tables.append(table)
+
+        if num_threads == 1:
+            yield from map(encode_range, ranges)
+            return
+        with ThreadPoolExecutor(num_threads) as pool:
+            waiting = []
+            for byte_range in ranges:
+                waiting.append(pool.submit(encode_range, byte_range))
+                if len(waiting) > 2 * num_threads:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+
+class _PythonEncoder:
+    """Encoding by `regex` and dictionaries."""
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str],
+        pattern: str,
+    ) -> None:
+        id_of = text_ids(vocab)
+        self.byte_ids = [id_of.get(bytes((byte,)), -1) for byte in range(256)]
+        self.merges = {
+            (id_of[left], id_of[right]): (rank, id_of[left + right]) for rank, (left, right) in enumerate(merges)
+        }
+        self.special_id_of = special_ids(vocab, special_tokens)
+        self.special = special_token_pattern(special_tokens)
+        self.find = pretoken_finder(pattern)
+        self.remembered: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for place, part in enumerate([text] if self.special is None else self.special.split(text)):
+            if place % 2:
+                ids.append(self.special_id_of[part])
+                continue
+            for pretoken in self.find(part):
+                found = self.remembered.get(pretoken)
+                if found is None:
+                    found = self._merge(utf8(pretoken))
+                    if len(self.remembered) < MAX_REMEMBERED:
+                        self.remembered[pretoken] = found
+                ids += found
+        return ids
+
+    def _merge(self, pretoken: bytes) -> list[int]:
+        ids = [self.byte_ids[byte] for byte in pretoken]
+        if -1 in ids:
+            place = ids.index(-1)
+            raise missing_byte(pretoken[place : place + 1])
+        while len(ids) > 1:
+            pairs = [pair for pair in itertools.pairwise(ids) if pair in self.merges]
+            if not pairs:
+                break
+            best = min(pairs, key=self.merges.__getitem__)
+            ids = joined(ids, best, self.merges[best][1])
+        return ids
