@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Sized
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
@@ -63,9 +63,9 @@ def check(
     return paths, tokens
 
 
-def check_counts(counts: Mapping[bytes, int], input_path: object) -> None:
+def check_counts(counts: Sized, input_path: object) -> None:
     """Refuse a corpus without a single pretoken."""
-    if not counts:
+    if not len(counts):
         raise ValueError(
             f"bpe_trainer: {str(input_path)!r} holds no text besides special tokens: pass a corpus with text in it"
         )

@@ -1,0 +1,108 @@
+"""Running a function in worker processes that share nothing with this one: neither its memory nor its `__main__`.
+
+multiprocessing's spawn runs the caller's script again in every worker, so a script without a `__main__` guard would
+call the trainer from within the trainer. These workers are plain `python -c` processes fed through pipes; they end when
+the pipe closes, however this process ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+_COMMAND = "import sys; sys.path[:] = {path!r}; from cs336_heap_bpe.workers import serve; serve()"
+
+
+def default_num_workers() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_num_workers(num_workers: int | None) -> int:
+    if num_workers is None:
+        return default_num_workers()
+    if not isinstance(num_workers, int) or num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers!r}: it must be at least 1, or None for all processors")
+    return num_workers
+
+
+def run_in_processes(target: str, jobs: Sequence[tuple], num_workers: int) -> Iterator[tuple[int, Any]]:
+    """(position of the job, result) as results come, of `target` ("module:function") called with each job's arguments.
+
+    One worker means this process. An exception of the function is raised here.
+    """
+    if num_workers == 1 or len(jobs) < 2:
+        function = _function(target)
+        for position, job in enumerate(jobs):
+            yield position, function(*job)
+        return
+    workers: list[subprocess.Popen] = []
+    own = threading.local()
+
+    def call(job: tuple) -> Any:
+        if not hasattr(own, "worker"):
+            own.worker = _start()
+            workers.append(own.worker)
+        return _ask(own.worker, target, job)
+
+    threads = ThreadPoolExecutor(min(num_workers, len(jobs)))
+    try:
+        positions = {threads.submit(call, job): position for position, job in enumerate(jobs)}
+        for future in as_completed(positions):
+            # Results are large: none is kept once it has been handed on.
+            yield positions.pop(future), future.result()
+    finally:
+        for worker in workers:
+            worker.kill()
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            with worker:
+                worker.wait()
+
+
+def serve() -> None:
+    """A worker's life: answer calls until the pipe closes."""
+    calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            target, job = pickle.load(calls)
+        except EOFError:
+            return
+        try:
+            answer = True, _function(target)(*job)
+        except Exception as error:
+            answer = False, error
+        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+def _start() -> subprocess.Popen:
+    command = [sys.executable, "-c", _COMMAND.format(path=[os.path.abspath(entry) for entry in sys.path])]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _ask(worker: subprocess.Popen, target: str, job: tuple) -> Any:
+    try:
+        pickle.dump((target, job), worker.stdin, pickle.HIGHEST_PROTOCOL)
+        worker.stdin.flush()
+        succeeded, result = pickle.load(worker.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError):
+        raise RuntimeError(
+            f"a worker process ended with exit code {worker.wait()}: if memory ran out, pass a smaller num_workers"
+        ) from None
+    if not succeeded:
+        raise result
+    return result
+
+
+def _function(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
