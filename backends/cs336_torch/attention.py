@@ -40,8 +40,10 @@ def _four_dimensional(
         allowed = allowed.expand(*q.shape[:-3], *allowed.shape[-3:])
     q, k, v = (_fold(tensor) for tensor in (q, k, v))
     allowed = None if allowed is None else _fold(allowed)
-    grouped = bool(k.shape[1] != q.shape[1])  # a plain bool while torch.compile traces dynamic shapes
-    return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+    # A branch rather than `enable_gqa=k.shape[1] != q.shape[1]`, which is no bool while dynamic shapes are traced.
+    if k.shape[1] == q.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=is_causal, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=is_causal, scale=scale, enable_gqa=True)
 
 
 def _fold(tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def multihead_self_attention(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
-    """Build a module: `output_proj(concat of each head's attention(q_proj x, k_proj x, v_proj x))`, seeing only the past.
+    """Build a module: `output_proj(concat of each head's attention(q_proj x, k_proj x, v_proj x))`, causal.
 
     Called as `module(x, token_positions=None)` with x: (..., seq, d_model), token_positions: (..., seq) or (seq,).
     max_seq_len, rope_theta: tables of the rotary positions; without rope_theta there are none. num_kv_heads:
