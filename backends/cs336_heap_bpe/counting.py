@@ -53,11 +53,11 @@ def count_texts(blocks: Iterable[Iterable[str]], pattern: str, special_tokens: S
 
 def count_range(path: Path, start: int, end: int, pattern: str, special_tokens: Sequence[str]) -> dict[bytes, int]:
     """The pretokens of one byte range of a plain file."""
-    counts = count_texts([decoded(_range_blocks(path, start, end))], pattern, special_tokens)
+    counts = count_texts([decoded(range_blocks(path, start, end))], pattern, special_tokens)
     return {utf8(pretoken): count for pretoken, count in counts.items()}
 
 
-def _range_blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+def range_blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
     with open(path, "rb") as file:
         file.seek(start)
         while start < end and (block := file.read(min(BLOCK_SIZE, end - start))):
