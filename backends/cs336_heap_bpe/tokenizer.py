@@ -32,7 +32,7 @@ ONE_PROCESS_CHARACTERS = 4 << 20
 FILE_SHARD = 8 << 20
 
 
-class tokenizer:
+class Tokenizer:
     """See the contract; `encode_batch` and `encode_files` work in several processes."""
 
     def __init__(
@@ -53,7 +53,7 @@ class tokenizer:
     @classmethod
     def from_files(
         cls, vocab_filepath: StrPath, merges_filepath: StrPath, special_tokens: Sequence[str] | None = None
-    ) -> tokenizer:
+    ) -> Tokenizer:
         return cls(read_vocab(vocab_filepath, special_tokens or ()), read_merges(merges_filepath), special_tokens)
 
     def encode(self, text: str) -> list[int]:
@@ -208,9 +208,9 @@ def encode_range(state: bytes, path: Path, start: int, end: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _restored(state: bytes) -> tokenizer:
+def _restored(state: bytes) -> Tokenizer:
     vocab, merges, special_tokens, pattern = pickle.loads(state)
-    return tokenizer(vocab, merges, special_tokens, pattern=pattern)
+    return Tokenizer(vocab, merges, special_tokens, pattern=pattern)
 
 
 def _in_order(target: str, jobs: Sequence[tuple], num_workers: int) -> Iterator:

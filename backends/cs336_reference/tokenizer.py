@@ -16,7 +16,7 @@ from cs336_registry.text.vocab_files import read_merges, read_vocab
 from .bpe_trainer import merged
 
 
-class tokenizer:
+class Tokenizer:
     """See the contract; no pretoken is remembered."""
 
     def __init__(
@@ -38,7 +38,7 @@ class tokenizer:
     @classmethod
     def from_files(
         cls, vocab_filepath: StrPath, merges_filepath: StrPath, special_tokens: Sequence[str] | None = None
-    ) -> tokenizer:
+    ) -> Tokenizer:
         return cls(read_vocab(vocab_filepath, special_tokens or ()), read_merges(merges_filepath), special_tokens)
 
     def encode(self, text: str) -> list[int]:
