@@ -17,34 +17,21 @@ from typing import Any
 
 import torch
 
-from ..machine import detect
-from . import accounting, corpus, generation, model, tokenization, tokens
+from . import accounting, generation, model, run_data
 from .checkpoints import Checkpoints
 from .configuration import Configuration
-from .corpus import Corpus
 from .errors import RunError
 from .evaluation import Evaluation, evaluate
 from .metrics import MetricsLog, of_kind
 from .progress import Progress, Stage
 from .resolved import Resolved, resolve
+from .run_data import RunData
 from .run_folder import RunFolder
 from .sameness import check_same_run
 from .sampler import Sampler
 from .stopping import stop_between_steps
-from .tokenization import RunTokenizer
-from .tokens import Tokens
 
 FORMAT = "cs336 run 1"
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run trains and evaluates on."""
-
-    corpus: Corpus
-    tokenizer: RunTokenizer
-    train: Tokens
-    validation: Tokens
 
 
 @dataclass(frozen=True)
@@ -58,18 +45,6 @@ class Summary:
     samples: tuple[str, ...]
 
 
-def prepare_data(configuration: Configuration, folder: Path, progress: Progress) -> RunData:
-    """Corpus, tokenizer and tokens under `folder`, each made unless it is there already."""
-    backend = configuration.text_backend or configuration.backend
-    text = corpus.prepare(configuration.data, configuration.tokenizer.special_tokens[0], folder, progress)
-    tokenizer = tokenization.prepare(configuration, text, folder / "tokenizer", progress)
-    sides = {}
-    for name, split in (("train", text.train), ("validation", text.validation)):
-        path = folder / f"{name}.npy"
-        sides[name] = tokens.prepare(split, tokenizer, path, progress, workers=detect().cpu_count, backend=backend)
-    return RunData(text, tokenizer, sides["train"], sides["validation"])
-
-
 def train(configuration: Configuration, out: Path, *, resume: bool = True, progress: Progress | None = None) -> Summary:
     """Train as `configuration` says, in `out`; continue the run that is there, if any.
 
@@ -81,7 +56,7 @@ def train(configuration: Configuration, out: Path, *, resume: bool = True, progr
     if not resume and folder.metrics_path.is_file():
         raise FileExistsError(f"{out} holds a run: continue it (without --no-resume), or choose another --out")
     with folder.locked():
-        data = prepare_data(configuration, folder.data(configuration.data.folder), progress)
+        data = run_data.prepare(configuration, folder.data(configuration.data.folder), progress)
         return Trainer(configuration, data, folder, progress).run()
 
 
@@ -333,7 +308,9 @@ class Trainer:
             configuration=self.configuration.to_dict(),
             decisions={**self.data.tokenizer.metadata.get("decisions", {}), **self.components.decisions},
             device=self.device,
-            tokenizer={"fingerprint": self.data.tokenizer.fingerprint, "folder": str(self.data.tokenizer.folder)},
+            corpus=self.data.corpus.to_dict(),
+            tokenizer=self.data.tokenizer_facts(),
+            baselines=self.data.baselines,
             accounting={
                 "parameters": self.accounting.parameters,
                 "matmul_parameters": self.accounting.matmul_parameters,

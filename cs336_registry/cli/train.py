@@ -1,0 +1,54 @@
+"""`cs336 train`: a configured run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def train(
+    config: str,
+    /,
+    *,
+    set: Annotated[Sequence[str], Parameter(negative=())] = (),
+    out: Path | None = None,
+    resume: bool = True,
+    backend: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Train as a configuration says, and continue after any interruption.
+
+    Examples: `cs336 train tinystories_17m --set optimizer.lr=3e-4`, `cs336 train my.toml --backend triton`.
+
+    Parameters
+    ----------
+    config
+        A TOML file, or the name of a shipped configuration: gpt2_124m, quickstart, tinystories_17m, tinystories_cpu.
+    set
+        Changes one value, such as optimizer.lr=3e-4; may be given several times.
+    out
+        The run's folder; by default runs/NAME.
+    resume
+        Continue the run that is in the folder; --no-resume refuses to.
+    backend
+        A selector such as "triton,adamw=torch".
+    quiet
+        Print nothing.
+    """
+    from ..pipeline.configuration import load
+
+    settings = [*set, *([f"backend={backend}"] if backend is not None else [])]
+    configuration = load(config, settings)
+    from ..pipeline import report, training
+    from ..pipeline.progress import Progress
+    from ..pipeline.run_folder import RunFolder
+
+    out = out or Path("runs") / configuration.name
+    progress = Progress(quiet=quiet)
+    training.train(configuration, out, resume=resume, progress=progress)
+    page = report.write([out], RunFolder(out).report)
+    progress.say(f"the report is {page}")
+    return 0
