@@ -88,6 +88,7 @@ class PairMerger:
         for pair, (left, right) in zip(pairs, merges, strict=True):
             if pair not in self.places:
                 raise LookupError(f"the pair {left!r}, {right!r} does not occur")
+            self._recount(pair)
             self.merge(pair)
         self.wanted = None
         self.places.clear()
@@ -110,9 +111,8 @@ class PairMerger:
             self._scan()
 
     def merge(self, pair: Pair) -> tuple[bytes, bytes]:
-        """Join `pair` wherever it stands and index the pairs that come of it."""
+        """Join `pair`, just counted by `next_pair`, wherever it stands, and index the pairs that come of it."""
         left, right = pair
-        self._recount(pair)
         places = self.places.pop(pair)
         left_bytes, right_bytes = self.tokens[left], self.tokens[right]
         token = self._token(left_bytes + right_bytes)
