@@ -142,15 +142,21 @@ def _read_object(path: Path) -> bytes | None:
 
 
 def _compile_and_keep(group: str, path: Path, announce: Callable[[str], None]) -> bytes:
+    from filelock import FileLock
+
     from cs336_registry.text.files import write_bytes
 
-    announce(f"numba_bpe: compiling the kernels to {group} for this CPU, once (about 10 s); kept in {path}")
-    started = time.perf_counter()
-    code = compile_group(group)
-    with contextlib.suppress(OSError):  # a full or read-only disk only means compiling again next time
-        write_bytes(path, MAGIC + hashlib.sha256(code).digest() + code)
-    announce(f"numba_bpe: compiled in {time.perf_counter() - started:.1f} s")
-    return code
+    with FileLock(path.with_suffix(".lock")):
+        content = _read_object(path)  # another process may have compiled it while this one waited
+        if content is not None:
+            return content
+        announce(f"numba_bpe: compiling the kernels to {group} for this CPU, once (about 10 s); kept in {path}")
+        started = time.perf_counter()
+        code = compile_group(group)
+        with contextlib.suppress(OSError):  # a full disk only means compiling again next time
+            write_bytes(path, MAGIC + hashlib.sha256(code).digest() + code)
+        announce(f"numba_bpe: compiled in {time.perf_counter() - started:.1f} s")
+        return code
 
 
 def compile_group(group: str) -> bytes:

@@ -1,20 +1,28 @@
-"""Counting a corpus, by the way that is soonest done: plain Python, compiled on threads, or `regex` for other
-patterns."""
+"""Counting a corpus by the way that is soonest done.
+
+From the cache, in plain Python, compiled on threads, or by `regex` where the scanner does not know the pattern.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import is_plain
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
+from cs336_registry.text.progress import Progress
 
 from .compile_cache import is_warm
 from .constants import CL100K, GPT2
 from .small import count_pretokens
 
 if TYPE_CHECKING:
+    from cs336_registry.text.training_cache import TrainingCache
+
     from .count_table import WordCounts
 
 COMPILED_PATTERNS = {GPT2_PATTERN: GPT2, CL100K_PATTERN: CL100K}
@@ -22,6 +30,63 @@ WARM_BYTES = 300_000
 """Below this size plain Python is done before compiled code is even loaded (about 0.2 s)."""
 COLD_BYTES = 8_000_000
 """Below this size plain Python is done before the kernels are compiled (about 15 s)."""
+SHARD_BYTES = 1 << 30
+"""With a cache, counts are kept after every so many bytes: what a killed run loses at most."""
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to count: threads, cache, memory ceiling (bytes), and whether to report on stderr."""
+
+    num_threads: int | None = None
+    cache: TrainingCache | None = None
+    max_ram: int | None = None
+    progress: bool = False
+
+    def report(self, message: str) -> None:
+        if self.progress:
+            print(f"numba_bpe: {message}", file=sys.stderr, flush=True)
+
+    def announce(self, message: str) -> None:
+        """Compiling is announced on a terminal too, whoever waits there."""
+        if self.progress or sys.stderr.isatty():
+            print(message, file=sys.stderr, flush=True)
+
+
+def make_options(
+    paths: Sequence[Path],
+    special_tokens: Sequence[str],
+    pattern: str,
+    num_threads: int | None,
+    cache_dir: StrPath | None,
+    max_ram: int | str | None,
+    progress: bool | None,
+) -> Options:
+    """Options of a run, checked; the cache is of this corpus, and of none where the input can't be read twice."""
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}: it must be at least 1, or None for one per CPU")
+    ceiling = bytes_of(max_ram)
+    cache = None
+    if cache_dir is not None:
+        from cs336_registry.text.training_cache import TrainingCache, identify
+
+        identity = identify(paths, special_tokens, pattern)
+        cache = None if identity is None else TrainingCache(cache_dir, paths, identity)
+    return Options(num_threads, cache, ceiling, bool(progress))
+
+
+def bytes_of(size: int | str | None) -> int | None:
+    """A number of bytes from a number, "2GB" or "1.5 GiB"."""
+    if size is None or isinstance(size, int):
+        return size
+    number = size.strip().rstrip("BKMGTIbkmgti ")
+    unit = size.strip()[len(number) :].strip().upper()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise ValueError(f"max_ram is {size!r}: give bytes, or a number with MB, GB, MiB or GiB") from None
 
 
 def is_small(num_bytes: int, groups: tuple[str, ...]) -> bool:
@@ -39,19 +104,45 @@ def count_corpus(
     paths: Sequence[Path],
     special_tokens: Sequence[str],
     pattern: str,
-    *,
-    num_threads: int | None = None,
-    max_ram: int | None = None,
-    advance: Callable[[int], None] = lambda num_bytes: None,
-    report: Callable[[str], None] = lambda message: None,
-    small_groups: tuple[str, ...] = ("count",),
+    options: Options,
+    groups: tuple[str, ...] = ("count",),
 ) -> WordCounts | dict[bytes, int]:
-    """Unique pretokens and their counts: a dictionary from plain Python, arrays from compiled code."""
-    if pattern not in COMPILED_PATTERNS or is_small(total_size(paths), small_groups):
-        return count_pretokens(paths, special_tokens, pattern)
-    from .word_counter import count_words
+    """Unique pretokens and their counts: a dictionary from plain Python, arrays from compiled code.
 
-    return count_words(
-        paths, COMPILED_PATTERNS[pattern], special_tokens,
-        num_threads=num_threads, max_ram=max_ram, advance=advance, report=report,
-    )  # fmt: skip
+    groups: the kernels that the caller is going to use, which decide whether compiled code is at hand.
+    """
+    size = total_size(paths)
+    cache = options.cache
+    if pattern not in COMPILED_PATTERNS or is_small(size, groups):
+        kept = None if cache is None else cache.load_word_counts()
+        if kept is not None:
+            return kept.to_dict()
+        counts = count_pretokens(paths, special_tokens, pattern)
+        if cache is not None:
+            from cs336_registry.text.training_cache import WordCounts as KeptCounts
+
+            cache.save_word_counts(KeptCounts.of(counts))
+        return counts
+    from .kept_counts import load_words, save_words
+    from .word_counter import WordCounter
+
+    if cache is not None and (words := load_words(cache.load_word_counts())) is not None:
+        return words
+    counter = WordCounter(COMPILED_PATTERNS[pattern], special_tokens, options)
+    with Progress("counting", size, "bytes", enabled=options.progress) as progress:
+        words = counter.count(paths, advance=_adder(progress.update))
+    if cache is not None:
+        save_words(cache.save_word_counts, words)
+    return words
+
+
+def _adder(update: Callable[[int], None]) -> Callable[[int], None]:
+    """Turns "so much more" into "so much altogether"; threads may call it, as a lost update only shows late."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        update(done)
+
+    return advance

@@ -24,7 +24,7 @@ _TOKENS = "uint8[] int64[] int64[] uint64[]"
 _NEIGHBOURS = "int64[] int64[] int64[] int64[] int32[] int32[]"
 _LIST_BYTE_PAIRS = f"int32[] int64[] int64[] int64[] {{place}}[] uint64[] int64[] int64[] int64[] {_PAIRS} int64[]"
 _MERGE_PAIRS = (
-    f"int64 int64 int32[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
+    f"int64 int32[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
     f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int32[] int32[]"
 )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -55,15 +54,15 @@ class MergeEngine:
         max_tokens: int,
         *,
         tie_break: str = "greatest_bytes",
-        cache_folder: Path | None = None,
         wide: bool | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         _check_sum(words)
-        self.kernels = load_kernels("merge", cache_folder)
+        self.kernels = load_kernels("merge", announce=announce)
         num_symbols = words.num_bytes + len(words) + 1
         self.wide = num_symbols >= NARROW_LIMIT if wide is None else wide
         self.place_type = np.int64 if self.wide else np.int32
-        sized_kernels = load_kernels("merge_wide", cache_folder) if self.wide else self.kernels
+        sized_kernels = load_kernels("merge_wide", announce=announce) if self.wide else self.kernels
         self._merge_pairs, self._list_byte_pairs = sized_kernels.merge_pairs, sized_kernels.list_byte_pairs
         self.order_by_bytes = tie_break == "greatest_bytes"
         self.state = np.zeros(STATE_LENGTH, np.int64)
@@ -104,7 +103,7 @@ class MergeEngine:
         pair_counts, pair_places = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
         self.kernels.count_byte_pairs(self.symbols, self.word_ids, self.word_counts, pair_counts, pair_places)
         num_places = int(pair_places.sum())
-        self.arena = np.empty(2 * num_places + (1 << 16), self.place_type)
+        self.arena = np.empty(3 * num_places + (1 << 16), self.place_type)
         self.row_keys, self.row_counts = np.empty(1 << 17, np.uint64), np.empty(1 << 17, np.int64)
         self.row_starts, self.row_lengths = np.empty(1 << 17, np.int64), np.empty(1 << 17, np.int64)
         self.pair_keys, self.pair_rows = np.full(1 << 18, NO_KEY, np.uint64), np.empty(1 << 18, np.int32)
@@ -126,17 +125,15 @@ class MergeEngine:
     def num_tokens(self) -> int:
         return int(self.state[NUM_TOKENS])
 
-    def run(
-        self, stop_at: int, token_limit: int, forced: tuple[np.ndarray, np.ndarray] = (NO_MERGES, NO_MERGES)
-    ) -> bool:
-        """Merge until `stop_at` merges are done or there are `token_limit` tokens; False where no pair was left before.
+    def run(self, stop_at: int, forced: tuple[np.ndarray, np.ndarray] = (NO_MERGES, NO_MERGES)) -> bool:
+        """Merge until `stop_at` merges are done; False where no pair was left before.
 
-        forced: ids of the first merges' left and right tokens, which are taken as they are (a run that is resumed).
+        forced: ids of the first merges' left and right tokens, which are taken as they are.
         """
         while True:
             self._grow(MERGE_ARRAYS, stop_at)
             outcome = self._merge_pairs(
-                stop_at, token_limit, self.symbols, self.word_ids, self.word_counts, self.arena,
+                stop_at, self.symbols, self.word_ids, self.word_counts, self.arena,
                 self.row_keys, self.row_counts, self.row_starts, self.row_lengths,
                 self.pair_keys, self.pair_rows, self.heap_counts, self.heap_rows,
                 self.token_bytes, self.token_starts, self.token_lengths, self.token_order,
@@ -176,17 +173,41 @@ class MergeEngine:
             larger[: len(array)] = array
             setattr(self, name, larger)
 
+    def replay(self, merges: Sequence[tuple[bytes, bytes]]) -> None:
+        """Do again the merges of an earlier run; raises ValueError where these words can't have given them."""
+        ids = {bytes((byte,)): byte for byte in range(256)}
+        for left, right in merges:
+            ids[left + right] = len(ids)
+        pairs = [(ids[left], ids[right]) for left, right in merges]
+        if pairs:
+            self.run(len(pairs), (np.array(pairs, np.int32)[:, 0].copy(), np.array(pairs, np.int32)[:, 1].copy()))
+        if self.merges_done != len(pairs):
+            raise ValueError(
+                f"merge {self.merges_done} of the checkpoint does not occur in the corpus: delete its cache"
+            )
+
+    def byte_pair_counts(self) -> dict[tuple[bytes, bytes], int]:
+        """The counts of neighbouring bytes; before the first merge, when rows are byte pairs alone."""
+        rows = slice(0, int(self.state[NUM_ROWS]))
+        keys, counts = self.row_keys[rows].tolist(), self.row_counts[rows].tolist()
+        return {(bytes((key >> 32,)), bytes((key & 255,))): count for key, count in zip(keys, counts, strict=True)}
+
     def tokens(self) -> list[bytes]:
         """The bytes of every token: 256 bytes, then new ones in order."""
         content = self.token_bytes.tobytes()
         starts, lengths = self.token_starts.tolist(), self.token_lengths.tolist()
         return [content[starts[token] : starts[token] + lengths[token]] for token in range(self.num_tokens)]
 
-    def merges(self, first: int = 0) -> Iterator[tuple[int, int, int]]:
-        """(left id, right id, count) of each merge from the first-th on; merge i makes token 256 + i."""
-        done = slice(first, self.merges_done)
+    def merge_rows(self) -> Iterator[tuple[int, int, int]]:
+        """(left id, right id, count) of each merge; merge i makes token 256 + i."""
+        done = slice(0, self.merges_done)
         columns = (self.merge_left, self.merge_right, self.merge_count)
         return zip(*(column[done].tolist() for column in columns), strict=True)
+
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The merges so far, as bytes."""
+        tokens = self.tokens()
+        return [(tokens[left], tokens[right]) for left, right, _ in self.merge_rows()]
 
 
 def _check_sum(words: WordCounts) -> None:

@@ -9,7 +9,7 @@ from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath
 from cs336_registry.text.patterns import GPT2_PATTERN
 
-from .corpus import count_corpus
+from .corpus import count_corpus, make_options
 
 
 def pretoken_counter(
@@ -19,14 +19,16 @@ def pretoken_counter(
     pattern: str = GPT2_PATTERN,
     num_threads: int | None = None,
     cache_dir: StrPath | None = None,
-    max_ram: int | None = None,
+    max_ram: int | str | None = None,
     progress: bool | None = None,
 ) -> dict[bytes, int]:
     """See the contract. GPT-2's and cl100k's patterns are compiled, any other runs through `regex`.
 
-    num_threads: default, one for each CPU this process may use. cache_dir: where counts and compiled code are kept.
-    max_ram: bytes; counts beyond it go to disk. progress: report on stderr; None, on a terminal.
+    num_threads: None for one per CPU of this process. cache_dir: a folder for counts that a later run takes over; None
+    keeps nothing. max_ram: bytes, or a string such as "2GB"; tables that outgrow it go to disk (the result itself is a
+    dictionary in memory). progress: True reports on stderr.
     """
     paths, tokens = check(input_path, special_tokens, pattern)
-    counts = count_corpus(paths, tokens, pattern, num_threads=num_threads, max_ram=max_ram)
+    options = make_options(paths, tokens, pattern, num_threads, cache_dir, max_ram, progress)
+    counts = count_corpus(paths, tokens, pattern, options)
     return counts if isinstance(counts, dict) else counts.to_dict()

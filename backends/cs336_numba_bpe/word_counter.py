@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from cs336_registry.text.inputs import byte_texts, is_plain
 
@@ -14,98 +15,127 @@ from .byte_ranges import ByteRange, cut_into_ranges
 from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
 from .count_table import CountTable, WordCounts
-from .special_token_table import SpecialTokenTable, build_special_token_table
+from .special_token_table import build_special_token_table
 from .spill import SpilledRuns
 from .text_buffer import TextBuffer
 
+if TYPE_CHECKING:
+    from .corpus import Options
+
 RANGE_BYTES = 8 << 20
 MIN_RANGE_BYTES = 1 << 20
+FIRST_BITS = 16
 
-Report = Callable[[str], None]
+Source = ByteRange | Path
 
 
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def count_words(
-    paths: Sequence[Path],
-    pattern: int,
-    special_tokens: Sequence[str],
-    *,
-    num_threads: int | None = None,
-    cache_folder: Path | None = None,
-    max_ram: int | None = None,
-    advance: Callable[[int], None] = lambda num_bytes: None,
-    report: Report = lambda message: None,
-) -> WordCounts:
-    """The unique pretokens of all files with their counts. `advance` is told the bytes that were read, as they are."""
-    special = build_special_token_table(special_tokens)
-    plain = [path for path in paths if is_plain(path)]
-    size = sum(os.path.getsize(path) for path in plain)
-    num_threads = num_threads or available_cpus()
-    range_bytes = max(MIN_RANGE_BYTES, min(RANGE_BYTES, size // (4 * num_threads)))
-    if special.need_decoded_text or num_threads == 1:
-        range_bytes = size + 1
-    ranges: list[ByteRange | Path] = [path for path in paths if not is_plain(path)]
-    ranges += cut_into_ranges(plain, pattern, special.tokens, range_bytes)
-    num_threads = min(num_threads, len(ranges)) or 1
-    counter = _Counter(pattern, special, cache_folder or default_cache_folder(), max_ram, num_threads, advance, report)
-    return counter.run(ranges)
+class WordCounter:
+    """Counts files with one pattern and one set of special tokens."""
 
+    def __init__(self, pattern: int, special_tokens: Sequence[str], options: Options) -> None:
+        self.pattern, self.options = pattern, options
+        self.special_tokens = build_special_token_table(special_tokens)
+        self.num_threads = options.num_threads or available_cpus()
+        self.kernels = load_kernels("count", announce=options.announce)
+        self.classes = load_character_classes(default_cache_folder())
 
-class _Counter:
-    def __init__(
-        self,
-        pattern: int,
-        special_tokens: SpecialTokenTable,
-        cache_folder: Path,
-        max_ram: int | None,
-        num_threads: int,
-        advance: Callable[[int], None],
-        report: Report,
-    ) -> None:
-        kernels, classes = load_kernels("count", cache_folder), load_character_classes(cache_folder)
-        bits = 16
-        self.tables = [CountTable(kernels, pattern, special_tokens, classes, bits) for _ in range(num_threads)]
-        self.special_tokens, self.advance, self.report = special_tokens, advance, report
-        self.runs = SpilledRuns(max_ram, num_threads, report)
+    def count(self, paths: Sequence[Path], advance: Callable[[int], None] = lambda num_bytes: None) -> WordCounts:
+        """The unique pretokens of all files with their counts. `advance` is told the bytes that were read."""
+        cache = self.options.cache
+        if cache is None:
+            return self._count_sources(self._sources(paths), advance)
+        from .kept_counts import load_words, save_words
 
-    def run(self, ranges: Sequence[ByteRange | Path]) -> WordCounts:
-        queue: SimpleQueue[ByteRange | Path] = SimpleQueue()
-        for byte_range in ranges:
-            queue.put(byte_range)
-        with self.runs:
-            if len(self.tables) == 1:
-                self._count(self.tables[0], queue)
+        total = self._new_table()
+        for file_number, path in enumerate(paths):
+            shards = _shards(self._sources([path]))
+            for sources in shards:
+                name = cache.identity.shard(file_number, *_extent(sources)) if len(paths) + len(shards) > 2 else None
+                words = None if name is None else load_words(cache.load_shard(name))
+                if words is None:
+                    words = self._count_sources(sources, advance)
+                    if name is not None:
+                        save_words(lambda counts, name=name: cache.save_shard(name, counts), words)
+                total.add_words(words)
+        return total.words()[0]
+
+    def _new_table(self) -> CountTable:
+        return CountTable(self.kernels, self.pattern, self.special_tokens, self.classes, FIRST_BITS)
+
+    def _sources(self, paths: Sequence[Path]) -> list[Source]:
+        """Byte ranges of plain files, and other files whole, which come first because they can't be shared out."""
+        plain = [path for path in paths if is_plain(path) and path.is_file()]
+        size = sum(os.path.getsize(path) for path in plain)
+        range_bytes = max(MIN_RANGE_BYTES, min(RANGE_BYTES, size // (4 * self.num_threads)))
+        if self.special_tokens.need_decoded_text:
+            range_bytes = size + 1
+        sources: list[Source] = [path for path in paths if path not in plain]
+        return sources + cut_into_ranges(plain, self.pattern, self.special_tokens.tokens, range_bytes)
+
+    def _count_sources(self, sources: Sequence[Source], advance: Callable[[int], None]) -> WordCounts:
+        queue: SimpleQueue[Source] = SimpleQueue()
+        for source in sources:
+            queue.put(source)
+        tables = [self._new_table() for _ in range(max(1, min(self.num_threads, len(sources))))]
+        with SpilledRuns(self.options.max_ram, len(tables), self.options.report) as runs:
+
+            def work(table: CountTable) -> None:
+                buffer = TextBuffer(table, always_decode=self.special_tokens.need_decoded_text)
+                while (source := _next(queue)) is not None:
+                    for read in _feed(buffer, source):
+                        advance(read)
+                        runs.spill_if_full(table)
+
+            if len(tables) == 1:
+                work(tables[0])
             else:
-                with ThreadPoolExecutor(len(self.tables)) as pool:
-                    list(pool.map(lambda table: self._count(table, queue), self.tables))
-            if self.runs.spilled:
-                for table in self.tables:
-                    self.runs.spill(table)
-                return self.runs.merge(self.tables[0])
-        first, *others = sorted(self.tables, key=len, reverse=True)
+                with ThreadPoolExecutor(len(tables)) as pool:
+                    list(pool.map(work, tables))
+            if runs.spilled:
+                for table in tables:
+                    runs.spill(table)
+                return runs.merge(tables[0])
+        first, *others = sorted(tables, key=len, reverse=True)
         for table in others:
             first.add(table)
             table.clear(1)
         return first.words()[0]
 
-    def _count(self, table: CountTable, queue: SimpleQueue[ByteRange | Path]) -> None:
-        buffer = TextBuffer(table, always_decode=self.special_tokens.need_decoded_text)
-        while True:
-            try:
-                source = queue.get_nowait()
-            except Empty:
-                return
-            for read in _feed(buffer, source):
-                self.advance(read)
-                self.runs.spill_if_full(table)
+
+def _next(queue: SimpleQueue[Source]) -> Source | None:
+    try:
+        return queue.get_nowait()
+    except Empty:
+        return None
 
 
-def _feed(buffer: TextBuffer, source: ByteRange | Path) -> Iterator[int]:
+def _feed(buffer: TextBuffer, source: Source) -> Iterator[int]:
     if isinstance(source, ByteRange):
         yield from buffer.read_range(source.path, source.begin, source.end)
         return
     for blocks in byte_texts(source):
         yield from buffer.read_blocks(blocks)
+
+
+def _shards(sources: Sequence[Source]) -> list[list[Source]]:
+    """Neighbouring sources of one file in groups of about SHARD_BYTES."""
+    from .corpus import SHARD_BYTES
+
+    shards: list[list[Source]] = []
+    for source in sources:
+        if not shards or _extent([source])[1] - _extent(shards[-1])[0] > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(source)
+    return shards
+
+
+def _extent(sources: Sequence[Source]) -> tuple[int, int]:
+    """Where a shard begins and ends in its file."""
+    first, last = sources[0], sources[-1]
+    if isinstance(first, ByteRange) and isinstance(last, ByteRange):
+        return first.begin, last.end
+    return 0, os.path.getsize(first) if isinstance(first, Path) else 0

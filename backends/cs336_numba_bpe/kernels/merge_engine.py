@@ -248,7 +248,6 @@ def list_byte_pairs(
 @kernel
 def merge_pairs(
     stop_at,
-    token_limit,
     symbols,
     word_ids,
     word_counts,
@@ -282,15 +281,14 @@ def merge_pairs(
     forced_left,
     forced_right,
 ):
-    """Merge until state[MERGES_DONE] reaches `stop_at` or state[NUM_TOKENS] `token_limit`, no pair is left, or an array
-    is too small for the next merge.
+    """Merge until state[MERGES_DONE] reaches `stop_at`, no pair is left, or an array is too small for the next merge.
 
     The next merge is the best pair, or while there are any, the next of `forced_left`, `forced_right` (a resumed run).
     Returns PAUSED, FINISHED or NEEDS_GROWTH; then state[NEEDED] is an upper bound for
     the places of the next merge (or for the heap's entries) and state[LENGTH] is the new token's length.
     """
     symbols_address, word_ids_address = address_of(symbols), address_of(word_ids)
-    while state[MERGES_DONE] < stop_at and state[NUM_TOKENS] < token_limit:
+    while state[MERGES_DONE] < stop_at:
         row = int64(-1)
         if state[MERGES_DONE] < forced_left.shape[0]:
             place = state[MERGES_DONE]

@@ -1,0 +1,306 @@
+"""The compiled engine at its edges: every way in, long pretokens, wide numbers, ceilings, caches, other processes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cs336_numba_bpe import byte_ranges, compile_cache, corpus, spill, text_buffer, tokenizer, word_counter
+from cs336_numba_bpe.bpe_trainer import bpe_trainer
+from cs336_numba_bpe.compile_cache import load_kernels, private_folder
+from cs336_numba_bpe.constants import CL100K, GPT2
+from cs336_numba_bpe.count_table import WordCounts
+from cs336_numba_bpe.merge_engine import MergeEngine
+from cs336_numba_bpe.pretoken_counter import pretoken_counter
+from cs336_numba_bpe.small import train_merges
+from cs336_numba_bpe.tokenizer import Tokenizer
+
+from cs336_registry.components import bpe_trainer as trainer_contract
+from cs336_registry.components import pretoken_counter as counter_contract
+from cs336_registry.text import samples
+from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
+from cs336_registry.text.training_cache import TrainingCache, identify
+
+from .fuzzing import PATTERNS, SPECIAL_TOKEN_LISTS, counted, engine_merges, expected_counts, naive_merges
+
+SPECIAL = ["<|endoftext|>", "<|pad|>"]
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    path = tmp_path / "prose.txt"
+    path.write_bytes((samples.prose(6000, seed=1, documents=20) + samples.tricky(4000, seed=2)).encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 100_000, " " * 50_000 + "b", "\n" * 70_000 + " x", "'s" * 30_000, "é" * 50_000, "日" * 40_000, "1" * 9_999],
+    ids=["letters", "spaces", "newlines", "contractions", "two_bytes", "three_bytes", "digits"],
+)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])
+def test_pretokens_longer_than_a_block(text: str, pattern: str) -> None:
+    assert counted(text.encode(), (), pattern, 4096) == expected_counts(text.encode(), (), pattern)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])
+@pytest.mark.parametrize(
+    "special_tokens", SPECIAL_TOKEN_LISTS, ids=lambda tokens: f"{len(tokens)}_{'_'.join(tokens)!a}"
+)
+def test_ranges_add_up(
+    tmp_path: Path, pattern: str, special_tokens: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    """Ranges of a few bytes, on three threads, count what the whole text counts."""
+    monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1)
+    monkeypatch.setattr(word_counter, "RANGE_BYTES", 37)
+    path = tmp_path / "text.txt"
+    path.write_bytes(samples.tricky_bytes(1500, seed=3) + samples.prose(200, seed=3).encode())
+    found = pretoken_counter(path, special_tokens, pattern=pattern, num_threads=3)
+    assert found == expected_counts(path.read_bytes(), special_tokens, pattern)
+    kind = GPT2 if pattern == GPT2_PATTERN else CL100K
+    encoded = [token.encode() for token in special_tokens]
+    assert len(byte_ranges.cut_into_ranges([path], kind, encoded, 37)) > 20, "the text was hardly cut"
+
+
+@pytest.mark.parametrize("kind", ["gz", "jsonl", "list"])
+def test_other_kinds_of_files(tmp_path: Path, kind: str, prose: Path, compiled: None) -> None:
+    text = prose.read_bytes()
+    expected = counter_contract.oracle(prose, SPECIAL)
+    if kind == "gz":
+        source: Path | list[Path] = tmp_path / "text.gz"
+        source.write_bytes(gzip.compress(text))
+    elif kind == "jsonl":
+        source = tmp_path / "text.jsonl"
+        source.write_text(json.dumps({"text": text.decode()}) + "\n")
+    else:
+        source = [prose, prose]
+        expected = {pretoken: 2 * count for pretoken, count in expected.items()}
+    assert pretoken_counter(source, SPECIAL) == expected
+
+
+@pytest.mark.parametrize("tie_break", ["greatest_bytes", "smallest_ids"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])
+def test_compiled_and_plain_training_agree(
+    prose: Path, pattern: str, tie_break: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"pattern": pattern, "tie_break": tie_break}
+    plain = bpe_trainer(prose, 900, SPECIAL, **options)
+    monkeypatch.setattr(corpus, "WARM_BYTES", 0)
+    monkeypatch.setattr(corpus, "COLD_BYTES", 0)
+    assert bpe_trainer(prose, 900, SPECIAL, **options) == plain
+    assert bpe_trainer(prose, 900, SPECIAL, num_threads=3, **options) == plain
+
+
+def test_training_matches_the_oracle(tmp_path: Path, compiled: None) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(samples.prose(700, seed=5, documents=4) + samples.tricky(500, seed=5), newline="")
+    assert bpe_trainer(path, 420, SPECIAL) == trainer_contract.oracle(path, 420, SPECIAL)
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**32 + 7, 2**60])
+def test_counts_take_64_bits(count: int) -> None:
+    words = {b"abab": count, b"xy": count + 1, b"ab": 1}
+    engine = MergeEngine(WordCounts.from_dict(words), 300)
+    engine.run(44)
+    assert engine_merges(engine) == naive_merges(words, 44, "greatest_bytes")
+    assert engine_merges(engine)[0] == (b"a", b"b", 2 * count + 1)
+
+
+def test_counts_beyond_63_bits_are_refused() -> None:
+    words = WordCounts.from_dict({b"abcdefgh": 2**60, b"ab": 2**60})
+    with pytest.raises(OverflowError, match="use fewer shards"):
+        MergeEngine(words, 300)
+    with pytest.raises(ValueError, match="must not be negative"):
+        MergeEngine(WordCounts.from_dict({b"ab": -1}), 300)
+
+
+def test_wide_places_give_the_same_merges() -> None:
+    words = expected_counts(samples.prose(3000, seed=7).encode(), (), GPT2_PATTERN)
+    engines = [MergeEngine(WordCounts.from_dict(words), 800, wide=wide) for wide in (False, True)]
+    for engine in engines:
+        engine.run(544)
+    assert engines[1].arena.dtype == np.int64
+    assert engine_merges(engines[0]) == engine_merges(engines[1])
+    assert [merge[:2] for merge in engine_merges(engines[0])] == train_merges(words, 544, "greatest_bytes")
+
+
+def test_spilled_counts_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ceiling of a few kilobytes over the base sends many runs to disk and back, and says so."""
+    source = random.Random(9)
+    path = tmp_path / "text.txt"
+    words = ["".join(source.choices("abcdefghij", k=source.randrange(1, 40))) for _ in range(30_000)]
+    path.write_text(" ".join(words))
+    expected = counter_contract.oracle(path)
+    monkeypatch.setattr(text_buffer, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(word_counter, "FIRST_BITS", 8)
+    monkeypatch.setattr(spill, "BASE_BYTES", 1 << 20)
+    monkeypatch.setattr(spill.tempfile, "tempdir", str(tmp_path))
+    found = pretoken_counter(path, max_ram=(2 << 20) + 1000, progress=True)
+    assert found == expected
+    said = capsys.readouterr().err
+    assert "sorted runs go to" in said and "merging" in said
+    assert not list(tmp_path.glob("cs336_counts_*")), "the runs were left on disk"
+
+
+def test_options_are_checked(prose: Path) -> None:
+    with pytest.raises(ValueError, match="num_threads is 0"):
+        pretoken_counter(prose, num_threads=0)
+    with pytest.raises(ValueError, match="max_ram is 'much'"):
+        pretoken_counter(prose, max_ram="much")
+    with pytest.raises(ValueError, match="checkpoint_every is 0"):
+        bpe_trainer(prose, 300, checkpoint_every=0)
+    assert corpus.bytes_of("2GB") == 2 * 10**9 and corpus.bytes_of("1.5 GiB") == 3 << 29 and corpus.bytes_of(7) == 7
+
+
+@pytest.mark.parametrize("forced", ["compiled", "plain_python"])
+def test_training_goes_on_from_its_cache(
+    prose: Path, tmp_path: Path, forced: str, request: pytest.FixtureRequest
+) -> None:
+    """Shorter and longer vocabularies, another thread count and a damaged checkpoint all give what no cache gives."""
+    request.getfixturevalue(forced)
+    expected = bpe_trainer(prose, 700, SPECIAL)
+    cache = tmp_path / "cache"
+    for vocab_size, threads in ((400, 1), (700, 2), (500, 2), (700, 1)):
+        vocab, merges = bpe_trainer(
+            prose, vocab_size, SPECIAL, cache_dir=cache, num_threads=threads, checkpoint_every=7
+        )
+        assert merges == expected[1][: vocab_size - 258]
+        assert vocab == {token_id: expected[0][token_id] for token_id in range(vocab_size)}
+    kept = TrainingCache(cache, [prose], identify([prose], SPECIAL, GPT2_PATTERN))
+    assert kept.load_merges("greatest_bytes") == expected[1]
+    (merges_file,) = kept.folder.glob("merges_*")
+    merges_file.write_bytes(merges_file.read_bytes()[:-40])
+    assert bpe_trainer(prose, 700, SPECIAL, cache_dir=cache) == expected
+
+
+def test_shards_are_kept_and_reused(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    """A run that ends in the middle of counting leaves shards, which the next run takes instead of counting again."""
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1000)
+    monkeypatch.setattr(word_counter, "RANGE_BYTES", 1000)
+    expected = counter_contract.oracle(prose, SPECIAL)
+    count_sources = word_counter.WordCounter._count_sources
+    calls = 0
+
+    def failing(self, sources, advance):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return count_sources(self, sources, advance)
+
+    monkeypatch.setattr(word_counter.WordCounter, "_count_sources", failing)
+    with pytest.raises(KeyboardInterrupt):
+        pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache")
+    shards = list((tmp_path / "cache").rglob("shard_*"))
+    assert len(shards) == 3
+    calls = 4
+    assert pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache", num_threads=2) == expected
+    before = calls
+    assert pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache") == expected
+    assert calls == before, "the whole count was kept but counted again"
+    assert not list((tmp_path / "cache").rglob("shard_*"))
+
+
+def test_a_full_table_starts_again(monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
+    """Encoding stays right when the table of pretokens overflows again and again."""
+    from cs336_numba_bpe import encoder
+
+    monkeypatch.setattr(encoder, "MAX_SLOTS", 1 << 13)
+    monkeypatch.setattr(encoder, "FIRST_SLOTS", 1 << 13)
+    monkeypatch.setattr(encoder, "MAX_ARENA_BYTES", 1 << 15)
+    source = random.Random(1)
+    text = " ".join("".join(source.choices("abcdef", k=source.randrange(1, 30))) for _ in range(20_000))
+    words = expected_counts(text.encode(), (), GPT2_PATTERN)
+    merges = train_merges(dict(list(words.items())[:300]), 60, "greatest_bytes")
+    vocab = dict(enumerate([bytes((byte,)) for byte in range(256)] + [left + right for left, right in merges]))
+    compiled_tokenizer = Tokenizer(vocab, merges)
+    plain = tokenizer._PythonEncoder(vocab, merges, (), GPT2_PATTERN)
+    assert compiled_tokenizer.encode(text) == plain.encode(text)
+
+
+@pytest.mark.parametrize("forced", ["compiled", "plain_python"])
+def test_missing_bytes_and_unknown_ids(forced: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(forced)
+    small = Tokenizer({0: b"a", 1: b"b", 2: b"ab"}, [(b"a", b"b")])
+    assert small.encode("abba") == [2, 1, 0]
+    with pytest.raises(ValueError, match="no token for the byte b'c'"):
+        small.encode("abc")
+    assert small.encode("ab") == [2], "a failed call must not leave ids behind"
+    with pytest.raises(ValueError, match="no token with id 9"):
+        small.decode([9])
+
+
+def test_ids_from_2_31_on_are_encoded_too(compiled: None) -> None:
+    vocab = {2**31 + byte: bytes((byte,)) for byte in range(256)}
+    assert Tokenizer(vocab, []).encode("é") == [2**31 + 0xC3, 2**31 + 0xA9]
+
+
+def test_importing_compiles_nothing_and_loads_no_numba() -> None:
+    program = (
+        "import sys, cs336_numba_bpe, cs336_numba_bpe.pretoken_counter, cs336_numba_bpe.bpe_trainer, "
+        "cs336_numba_bpe.tokenizer\n"
+        "assert not {'numba', 'llvmlite', 'torch', 'numpy'} & set(sys.modules), set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_running_needs_no_numba_once_compiled(prose: Path) -> None:
+    compile_cache.warmup()
+    program = (
+        "import sys\n"
+        "from cs336_numba_bpe import corpus\n"
+        "corpus.WARM_BYTES = 0\n"
+        "from cs336_numba_bpe.bpe_trainer import bpe_trainer\n"
+        "bpe_trainer(sys.argv[1], 400)\n"
+        "assert 'llvmlite' in sys.modules and not {'numba', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(prose)], check=True)
+
+
+def test_damaged_object_code_is_never_run(tmp_path: Path) -> None:
+    """Cut or changed object code is never run."""
+    path = compile_cache.object_path("merge_wide", private_folder(tmp_path / "cache"))
+    said: list[str] = []
+    load_kernels("merge_wide", tmp_path / "cache", said.append)
+    good = path.read_bytes()
+    assert "once" in said[0] and "compiled in" in said[1]
+    for damaged in (good[:-100], good[:2000] + b"\xcc" * 16 + good[2016:], b""):
+        assert compile_cache._read_object(path) is not None
+        path.write_bytes(damaged)
+        assert compile_cache._read_object(path) is None
+        path.write_bytes(good)
+
+
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="chmod 700"):
+        load_kernels("merge_wide", folder)
+
+
+def test_other_patterns_run_through_regex(prose: Path, compiled: None) -> None:
+    pattern = r"\w+|\W"
+    assert pretoken_counter(prose, SPECIAL, pattern=pattern) == counter_contract.oracle(prose, SPECIAL, pattern=pattern)
+    vocab, merges = bpe_trainer(prose, 300, SPECIAL, pattern=pattern)
+    text = prose.read_bytes().decode("utf-8", "replace")[:3000]
+    built = Tokenizer(vocab, merges, SPECIAL, pattern=pattern)
+    assert built.decode(built.encode(text)) == text
+    assert built.encode_to_array(prose).tolist() == built.encode(prose.read_bytes().decode("utf-8", "replace"))
+
+
+def test_cl100k_ends_of_text(compiled: None) -> None:
+    """White space at the end of a text is one pretoken, before special tokens too."""
+    assert counted(b"a \n \n ", (), CL100K_PATTERN, 2) == {b"a": 1, b" \n \n ": 1}
+    assert counted(b"a \n <|pad|> \nb", ("<|pad|>",), CL100K_PATTERN, 3) == {b"a": 1, b" \n ": 1, b" \n": 1, b"b": 1}
