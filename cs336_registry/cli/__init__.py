@@ -18,6 +18,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "From real text to a trained model and an HTML report, in under three minutes.",
         ),
     },
+    "Train": {
+        "train": ("train:train", "Train as a configuration says, and continue after any interruption."),
+        "report": ("report:report", "Draw one run, or several side by side, as one self-contained HTML page."),
+    },
     "The registry": {
         "backends": ("backends:backends", "Show which backend provides which component, and why one is not available."),
         "components": ("components:components", "List the components, or show the contract of one."),

@@ -28,10 +28,10 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
 
     console = Console()
     grid = Table(title="backend x component", title_justify="left", header_style="bold", pad_edge=False)
-    grid.add_column("component")
+    grid.add_column("component", no_wrap=True)
     providers = {name: status for name, status in plugins.items() if status.backend is not None}
-    for name in providers:
-        grid.add_column(name, justify="center")
+    for name, status in providers.items():
+        grid.add_column(name if status.state == "ok" else f"{name}\n[yellow]{status.state}[/yellow]", justify="center")
     for component in names:
         cells = [_cell(component, status) for status in providers.values()]
         grid.add_row(component, *cells)
@@ -56,7 +56,7 @@ def _cell(component: str, status) -> str:
 
     if status.backend.implementation(component) is None:
         return "[dim]parts[/dim]" if registry.contract(component).composed_of else ""
-    return "ok" if status.state == "ok" else f"[yellow]{status.state}[/yellow]"
+    return "ok" if status.state == "ok" else "[yellow]-[/yellow]"
 
 
 def _record(status, names) -> dict:
