@@ -23,11 +23,14 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
     if json:
         print(json_module.dumps({name: _record(status, names) for name, status in plugins.items()}, indent=2))
         return 0
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    grid = Table(title="backend x component", title_justify="left", header_style="bold", pad_edge=False)
+    grid = Table(
+        title="backend x component", title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     grid.add_column("component", no_wrap=True)
     providers = {name: status for name, status in plugins.items() if status.backend is not None}
     for name, status in providers.items():
@@ -42,12 +45,14 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
         summary = status.reason or (status.backend.summary if status.backend else "")
         origin = f" [dim]({status.distribution} {status.version})[/dim]" if status.distribution else ""
         console.print(f"[{color}]{status.state:<12}[/{color}] [bold]{name}[/bold]{origin}: ", end="")
-        console.print(summary, markup=False)
+        console.print(summary, markup=False, soft_wrap=True)
         if traceback and status.traceback:
             console.print(status.traceback, markup=False, style="dim")
-    console.print(
-        "\ncs336 explain COMPONENT says which one would be used; CS336_BACKEND=NAME chooses one.", style="dim"
+    notes = (
+        "parts: composed in the core from this backend's other components; -: provided, not available here.",
+        "cs336 explain COMPONENT says which one would be used; CS336_BACKEND=NAME chooses one.",
     )
+    console.print("\n" + "\n".join(notes), style="dim", soft_wrap=True)
     return 0
 
 
@@ -55,7 +60,9 @@ def _cell(component: str, status) -> str:
     import cs336_registry as registry
 
     if status.backend.implementation(component) is None:
-        return "[dim]parts[/dim]" if registry.contract(component).composed_of else ""
+        parts = registry.contract(component).composed_of
+        composed = parts and all(status.backend.implementation(part) for part in parts)
+        return "[dim]parts[/dim]" if composed else ""
     return "ok" if status.state == "ok" else "[yellow]-[/yellow]"
 
 
