@@ -31,6 +31,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "Proof and speed": {
+        "new": (
+            "new:new",
+            "Write a working plugin distribution: one component, its conformance test and its benchmark.",
+        ),
+        "bisect": ("bisect:bisect", "Find the one component whose swap from a good to a bad backend breaks a command."),
         "bench": (
             "bench:bench",
             "Time components on several backends, each judged for correctness before it is timed.",
