@@ -64,7 +64,7 @@ def attention(
         batch = q.shape[:-3] if q.ndim >= 4 else q.shape[:-2]
         document_ids = document_ids.expand(*batch, -1).reshape(-1, q.shape[-2])
     q, k, v = _four_dimensional(q), _four_dimensional(k), _four_dimensional(v)
-    output, _ = attention_forward(q, k, v, mask, document_ids, is_causal, scale)
+    output, _, _ = attention_forward(q, k, v, mask, document_ids, is_causal, scale)
     return output.reshape(shape)
 
 
@@ -77,37 +77,40 @@ class FlashAttention2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         scale = 1.0 / math.sqrt(q.shape[-1])
-        output, lse = attention_forward(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, None, is_causal, scale)
+        output, lse, statistics = attention_forward(
+            q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, None, is_causal, scale
+        )
         output, lse = output.squeeze(1), lse.squeeze(1)
-        ctx.save_for_backward(q, k, v, output, lse)
+        ctx.save_for_backward(q, k, v, output, lse, statistics)
         ctx.is_causal = is_causal
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, output, lse = (tensor.unsqueeze(1) for tensor in ctx.saved_tensors)
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        gradients = attention_backward(grads[0].unsqueeze(1), q, k, v, output, lse, None, None, ctx.is_causal, scale)
+        *tensors, statistics = ctx.saved_tensors
+        tensors = [tensor.unsqueeze(1) for tensor in (grads[0], *tensors)]
+        scale = 1.0 / math.sqrt(tensors[0].shape[-1])
+        gradients = attention_backward(*tensors, statistics, None, None, ctx.is_causal, scale)
         grad_q, grad_k, grad_v = (gradient.squeeze(1) for gradient in gradients)
         return grad_q, grad_k, grad_v, None
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_output(q, v), _empty_statistics(q)
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_output(q, v), *_empty_statistics(q)
 
 
 def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_rows(q), _empty_rows(k), _empty_rows(v)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v, mask, document_ids, is_causal, scale = inputs
     ctx.save_for_backward(q, k, v, *output, mask, document_ids)
     ctx.is_causal, ctx.scale = is_causal, scale
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
     gradients = attention_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale)
@@ -116,10 +119,10 @@ def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d) to the output and the LSE of every query."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d) to the output, the LSE and its two parts."""
     output = _empty_output(q, v)
-    lse = _empty_statistics(q)
+    lse, statistics = _empty_statistics(q)
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = _readable(q), _readable(k), _readable(v)
@@ -130,7 +133,7 @@ def forward(
         launch(
             kernels.attention_forward_kernel,
             (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
-            *(q, k, v, output, lse, *masks),
+            *(q, k, v, output, lse, statistics, *masks),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *mask_strides,
             *(heads, queries, keys, scale * math.log2(math.e)),
             **constants,
@@ -138,7 +141,7 @@ def forward(
         )  # fmt: skip
 
     run(_choose("attention_forward", q, v, mask, document_ids, is_causal, run))
-    return output, lse
+    return output, lse, statistics
 
 
 def backward(
@@ -148,6 +151,7 @@ def backward(
     v: Tensor,
     output: Tensor,
     lse: Tensor,
+    statistics: Tensor,
     mask: Tensor | None,
     document_ids: Tensor | None,
     is_causal: bool,
@@ -177,7 +181,7 @@ def backward(
         launch(
             kernels.attention_query_gradient_kernel,
             (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
-            *(q, k, v, grad, lse, delta, grad_q, *masks),
+            *(q, k, v, grad, lse, statistics, delta, grad_q, *masks),
             *(*strides, *grad_q.stride()[:3], *mask_strides, heads, queries, keys, scale, factor),
             **constants,
             **chosen.keywords,
@@ -187,7 +191,7 @@ def backward(
         launch(
             kernels.attention_key_gradient_kernel,
             (triton.cdiv(keys, chosen["BLOCK_N"]) * batch * kv_heads,),
-            *(q, k, v, grad, lse, delta, grad_k, grad_v, *masks),
+            *(q, k, v, grad, lse, statistics, delta, grad_k, grad_v, *masks),
             *(*strides, *grad_k.stride()[:3], *grad_v.stride()[:3], *mask_strides),
             *(kv_heads, queries, keys, scale, factor),
             EVEN_QUERIES=queries % chosen["BLOCK_M"] == 0,
@@ -210,13 +214,14 @@ def backward(
 
 attention_forward = operator(
     "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? document_ids, bool is_causal, float scale)"
-    " -> (Tensor output, Tensor lse)",
+    " -> (Tensor output, Tensor lse, Tensor statistics)",
     forward,
     _fake_forward,
 )
 attention_backward = operator(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, Tensor? mask,"
-    " Tensor? document_ids, bool is_causal, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, Tensor statistics,"
+    " Tensor? mask, Tensor? document_ids, bool is_causal, float scale)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     backward,
     _fake_backward,
 )
@@ -243,6 +248,7 @@ def _constants(
         "HAS_MASK": mask is not None,
         "HAS_DOCUMENTS": document_ids is not None,
         "ACCUMULATOR": accumulator(q.dtype),
+        "PRECISE": q.dtype.itemsize > 2,
     }
 
 
@@ -294,8 +300,11 @@ def _empty_output(q: Tensor, v: Tensor) -> Tensor:
     return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
 
 
-def _empty_statistics(q: Tensor) -> Tensor:
-    return torch.empty(q.shape[:3], dtype=accumulator_dtype(q.dtype), device=q.device)
+def _empty_statistics(q: Tensor) -> tuple[Tensor, Tensor]:
+    """The LSE (batch, heads, queries), and its two parts beside each other, (0, 2) where half precision needs none."""
+    options = {"dtype": accumulator_dtype(q.dtype), "device": q.device}
+    parts = (*q.shape[:3], 2) if q.dtype.itemsize > 2 else (0, 2)
+    return torch.empty(q.shape[:3], **options), torch.empty(parts, **options)
 
 
 def _choose(
@@ -409,8 +418,8 @@ def _forward_backward(
     k, v = meta(batch, kv_heads, length, d, dtype=dtype), meta(batch, kv_heads, length, d, dtype=dtype)
     mask = meta(1, 1, length, length, dtype=torch.bool).expand(batch, heads, -1, -1) if masking == "mask" else None
     document_ids = meta(batch, length, dtype=torch.int64) if masking == "documents" else None
-    output, lse = forward(q, k, v, mask, document_ids, is_causal, d**-0.5)
-    backward(output_grad, q, k, v, output, lse, mask, document_ids, is_causal, d**-0.5)
+    saved = forward(q, k, v, mask, document_ids, is_causal, d**-0.5)
+    backward(output_grad, q, k, v, *saved, mask, document_ids, is_causal, d**-0.5)
 
 
 def production_calls() -> Iterator[tuple[str, Callable[[], object]]]:

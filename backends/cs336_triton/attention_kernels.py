@@ -1,8 +1,10 @@
 """FlashAttention-2 as four kernels: forward, the row sums of grad · output, dQ, and dK with dV.
 
 Scores never leave the chip. The forward pass keeps a running maximum and sum per query and saves their logarithm (the
-log-sum-exp, LSE); the backward pass recomputes the probabilities from it. dQ sums over keys in one program and dK, dV
-sum over queries in another, so nothing is added atomically and every run gives the same bits.
+log-sum-exp, LSE); the backward pass recomputes the probabilities from it. An LSE of a thousand is rounded to 3e-5 in
+float32, which half precision does not notice; PRECISE keeps the maximum and the sum apart for float32 inputs. dQ sums
+over keys in one program and dK, dV sum over queries in another, so nothing is added atomically and every run gives the
+same bits.
 
 Only tiles that a boundary crosses are masked (`EDGE`): the causal diagonal, the last keys, an arbitrary mask, document
 ids. Tiles above the diagonal, or wholly outside the documents of a tile, are never visited. Exponentials are powers of
@@ -139,14 +141,14 @@ def forward_tiles(
 
 @triton.jit
 def attention_forward_kernel(
-    q, k, v, o, lse, mask, documents,
+    q, k, v, o, lse, statistics, mask, documents,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_ob, stride_oh, stride_om,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
     heads, queries, keys, scale_log2,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head against all their keys."""
@@ -204,8 +206,13 @@ def attention_forward_kernel(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     store_tile(o, stride_om, start_m, queries, output / total[:, None], VALUE_D, BLOCK_M, BLOCK_V)
-    log_sum = tl.where(empty, float("-inf"), (peak + tl.log2(total)) * LN_2)
-    tl.store(lse + (batch * heads + head) * queries + rows, log_sum, mask=rows < queries)
+    log2_total = tl.log2(total)
+    log_sum = tl.where(empty, float("-inf"), (peak + log2_total) * LN_2)
+    row = (batch * heads + head) * queries + rows
+    tl.store(lse + row, log_sum, mask=rows < queries)
+    if PRECISE:
+        tl.store(statistics + 2 * row, tl.where(empty, float("inf"), peak), mask=rows < queries)
+        tl.store(statistics + 2 * row + 1, log2_total, mask=rows < queries)
 
 
 @triton.jit
@@ -229,25 +236,34 @@ def attention_delta_kernel(
 
 
 @triton.jit
-def load_log2_sum(lse, rows, queries):
-    """The saved log-sum-exp in base 2; +inf, hence probability 0, for fully masked rows and beyond the end."""
-    natural = tl.load(lse + rows, mask=rows < queries, other=float("inf"))
-    return tl.where(natural == float("-inf"), float("inf"), natural * LOG2_E)
+def load_normaliser(lse, statistics, rows, queries, PRECISE: tl.constexpr):
+    """What to subtract from a row's base-2 exponents, in two parts, of which the second is 0 unless PRECISE.
+
+    The first is +inf, hence probability 0, for fully masked rows and beyond the end.
+    """
+    inside = rows < queries
+    if PRECISE:
+        peak = tl.load(statistics + 2 * rows, mask=inside, other=float("inf"))
+        return peak, tl.load(statistics + 2 * rows + 1, mask=inside, other=0.0)
+    natural = tl.load(lse + rows, mask=inside, other=float("inf"))
+    return tl.where(natural == float("-inf"), float("inf"), natural * LOG2_E), 0.0
 
 
 @triton.jit
 def query_gradient_tiles(
-    grad_q, q_tile, grad_tile, log2_sum, delta, k, v, stride_kn, stride_vn, first, end, rows, row_ids, queries, keys,
-    scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
+    grad_q, q_tile, grad_tile, peak, log2_total, delta, k, v, stride_kn, stride_vn, first, end, rows, row_ids,
+    queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
     D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EDGE: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
+    PRECISE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Add the part of dQ / scale that comes from keys `first ... end`."""
     for start in tl.range(first, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         k_tile = load_tile(k, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE)
         zeros = tl.zeros([q_tile.shape[0], BLOCK_N], dtype=grad_q.dtype)
-        exponents = dot(q_tile, tl.trans(k_tile), zeros) * scale_log2 - log2_sum[:, None]
+        exponents = dot(q_tile, tl.trans(k_tile), zeros) * scale_log2 - peak[:, None]
+        if PRECISE:
+            exponents -= log2_total[:, None]
         if EDGE:
             columns = start + tl.arange(0, BLOCK_N)
             column_ids = load_ids(documents, stride_document, columns, keys, 0, HAS_DOCUMENTS)
@@ -265,14 +281,14 @@ def query_gradient_tiles(
 
 @triton.jit
 def attention_query_gradient_kernel(
-    q, k, v, grad, lse, delta, grad_q, mask, documents,
+    q, k, v, grad, lse, statistics, delta, grad_q, mask, documents,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gm, stride_dqb, stride_dqh, stride_dqm,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
     heads, queries, keys, scale, scale_log2,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of BLOCK_M queries of one head, summed over all their keys."""
     program = tl.program_id(0).to(tl.int64)
@@ -291,6 +307,8 @@ def attention_query_gradient_kernel(
     grad += batch * stride_gb + head * stride_gh
     grad_q += batch * stride_dqb + head * stride_dqh
     lse += (batch * heads + head) * queries
+    if PRECISE:
+        statistics += 2 * (batch * heads + head) * queries
     delta += (batch * heads + head) * queries
     if HAS_MASK:
         mask += batch * stride_mask_b + head * stride_mask_h
@@ -313,39 +331,43 @@ def attention_query_gradient_kernel(
 
     q_tile = load_tile(q, stride_qm, start_m, queries, D, BLOCK_M, BLOCK_D, True)
     grad_tile = load_tile(grad, stride_gm, start_m, queries, VALUE_D, BLOCK_M, BLOCK_V, True)
-    log2_sum = load_log2_sum(lse, rows, queries)
+    peak, log2_total = load_normaliser(lse, statistics, rows, queries, PRECISE)
     delta_rows = tl.load(delta + rows, mask=rows < queries, other=0.0)
     row_ids = load_ids(documents, stride_document, rows, queries, 0, HAS_DOCUMENTS)
     total = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACCUMULATOR)
     if not (HAS_MASK or HAS_DOCUMENTS):
         total = query_gradient_tiles(
-            total, q_tile, grad_tile, log2_sum, delta_rows, k, v, stride_kn, stride_vn, first, full_end, rows, row_ids,
-            queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D,
-            BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, WARP_SPECIALIZE,
+            total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, stride_kn, stride_vn, first, full_end, rows,
+            row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D,
+            VALUE_D,
+            BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, PRECISE, WARP_SPECIALIZE,
         )  # fmt: skip
     total = query_gradient_tiles(
-        total, q_tile, grad_tile, log2_sum, delta_rows, k, v, stride_kn, stride_vn, full_end, end, rows, row_ids,
-        queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D,
-        BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, False,
+        total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, stride_kn, stride_vn, full_end, end, rows,
+        row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D,
+        BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, PRECISE, False,
     )  # fmt: skip
     store_tile(grad_q, stride_dqm, start_m, queries, total * scale, D, BLOCK_M, BLOCK_D)
 
 
 @triton.jit
 def key_gradient_tiles(
-    grad_k, grad_v, k_tile, v_tile, q, grad, lse, delta, stride_qm, stride_gm, first, end, columns, column_ids, queries,
-    keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
+    grad_k, grad_v, k_tile, v_tile, q, grad, lse, statistics, delta, stride_qm, stride_gm, first, end, columns,
+    column_ids,
+    queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
     D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EVEN_QUERIES: tl.constexpr,
-    EDGE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    EDGE: tl.constexpr, PRECISE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Add the parts of dK / scale and dV that come from queries `first ... end`. Tiles are (keys, queries) here."""
     for start in tl.range(first, end, BLOCK_M, warp_specialize=WARP_SPECIALIZE):
         rows = start + tl.arange(0, BLOCK_M)
         q_tile = load_tile(q, stride_qm, start, queries, D, BLOCK_M, BLOCK_D, not EVEN_QUERIES)
         zeros = tl.zeros([k_tile.shape[0], BLOCK_M], dtype=grad_k.dtype)
-        log2_sum = load_log2_sum(lse, rows, queries)
-        exponents = dot(k_tile, tl.trans(q_tile), zeros) * scale_log2 - log2_sum[None, :]
+        peak, log2_total = load_normaliser(lse, statistics, rows, queries, PRECISE)
+        exponents = dot(k_tile, tl.trans(q_tile), zeros) * scale_log2 - peak[None, :]
+        if PRECISE:
+            exponents -= log2_total[None, :]
         if EDGE:
             row_ids = load_ids(documents, stride_document, rows, queries, 0, HAS_DOCUMENTS)
             keep = attended(
@@ -364,14 +386,15 @@ def key_gradient_tiles(
 
 @triton.jit
 def attention_key_gradient_kernel(
-    q, k, v, grad, lse, delta, grad_k, grad_v, mask, documents,
+    q, k, v, grad, lse, statistics, delta, grad_k, grad_v, mask, documents,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gm, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
     kv_heads, queries, keys, scale, scale_log2,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    EVEN_QUERIES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISE: tl.constexpr, EVEN_QUERIES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """One program: dK and dV of BLOCK_N keys of one key head, summed over the queries of all its GROUP heads."""
     program = tl.program_id(0).to(tl.int64)
@@ -414,22 +437,27 @@ def attention_key_gradient_kernel(
         head_q = q + batch * stride_qb + head * stride_qh
         head_grad = grad + batch * stride_gb + head * stride_gh
         head_lse = lse + (batch * kv_heads * GROUP + head) * queries
+        head_statistics = statistics
+        if PRECISE:
+            head_statistics = statistics + 2 * (batch * kv_heads * GROUP + head) * queries
         head_delta = delta + (batch * kv_heads * GROUP + head) * queries
         head_mask = mask
         if HAS_MASK:
             head_mask = mask + (batch * stride_mask_b + head * stride_mask_h)
         total_k, total_v = key_gradient_tiles(
-            total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_delta, stride_qm, stride_gm, first,
-            edge_end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m, stride_mask_n,
+            total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_statistics, head_delta, stride_qm,
+            stride_gm,
+            first, edge_end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m, stride_mask_n,
             documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-            EVEN_QUERIES, True, False,
+            EVEN_QUERIES, True, PRECISE, False,
         )  # fmt: skip
         if not (HAS_MASK or HAS_DOCUMENTS):
             total_k, total_v = key_gradient_tiles(
-                total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_delta, stride_qm, stride_gm,
-                edge_end, end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m, stride_mask_n,
+                total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_statistics, head_delta, stride_qm,
+                stride_gm, edge_end, end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m,
+                stride_mask_n,
                 documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-                EVEN_QUERIES, False, WARP_SPECIALIZE,
+                EVEN_QUERIES, False, PRECISE, WARP_SPECIALIZE,
             )  # fmt: skip
     store_tile(grad_k, stride_dkn, start_n, keys, total_k * scale, D, BLOCK_N, BLOCK_D)
     store_tile(grad_v, stride_dvn, start_n, keys, total_v, VALUE_D, BLOCK_N, BLOCK_V)

@@ -1,0 +1,118 @@
+"""Every kernel of the backend, in every dtype and configuration used in earnest, compiles for cards that are not here.
+
+This needs no GPU: Triton compiles to machine code for Ampere, Hopper and Blackwell anywhere. What a GPU would be asked
+for is read from the result: shared memory, registers spilled to local memory, tensor-core instructions. It does not
+show that a kernel computes the right thing there; the interpreter and, where there is one, a GPU do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROCESSES = min(2, os.cpu_count() or 1)
+
+SPILLS = {
+    ("attention_query_gradient_kernel", "float32_d128"): 256,
+}
+"""Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
+registers: at 128 features the dQ kernel keeps two tiles there, and no tile size avoids a small spill."""
+
+
+@pytest.fixture(scope="module")
+def compiled(request) -> list[dict]:
+    """One row per distinct production launch, compiled for the capability that the test is parametrised with."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "tests.triton.compile_production", str(request.param)]
+    running = [
+        subprocess.Popen(
+            [*command, str(share), str(PROCESSES)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for share in range(PROCESSES)
+    ]
+    rows = []
+    for process in running:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+        rows += [json.loads(line) for line in output.splitlines()]
+    return rows
+
+
+def shared_memory_limit(capability: int) -> int:
+    from cs336_triton.cross_compilation import CARDS
+
+    return CARDS[capability].shared_memory
+
+
+def allowed_spill(row: dict) -> int:
+    return max(
+        (size for (kernel, part), size in SPILLS.items() if row["kernel"] == kernel and part in row["label"]), default=0
+    )
+
+
+def check(rows: list[dict], capability: int) -> None:
+    failed = [f"{row['label']} {row['kernel']}: {row['error']}" for row in rows if "error" in row]
+    assert not failed, "do not compile:\n" + "\n".join(failed)
+    limit = shared_memory_limit(capability)
+    too_large = [row for row in rows if row["shared_memory"] > limit]
+    assert not too_large, f"more than {limit} bytes of shared memory: {too_large}"
+    spilled = [row for row in rows if row["local_memory"] > allowed_spill(row)]
+    assert not spilled, f"spill registers to local memory: {spilled}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [90], indirect=True)
+def test_hopper(compiled):
+    modules = {row["label"].partition(":")[0] for row in compiled}
+    assert {"attention", "rmsnorm", "softmax", "cross_entropy", "adamw"} <= modules
+    check(compiled, 90)
+    attention = [
+        row for row in compiled if row["label"].startswith("attention:bfloat16") and "delta" not in row["kernel"]
+    ]
+    assert len(attention) >= 20
+    without = [row for row in attention if row["tensor_cores"] != "wgmma"]
+    assert not without, f"bfloat16 attention without Hopper's warpgroup products: {without}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TRITON_GATE_ALL_CARDS" not in os.environ, reason="minutes more: set TRITON_GATE_ALL_CARDS=1")
+@pytest.mark.parametrize(
+    ("compiled", "capability"), [(80, 80), (100, 100)], ids=["ampere", "blackwell"], indirect=["compiled"]
+)
+def test_other_cards(compiled, capability):
+    check(compiled, capability)
+
+
+def test_the_cubin_is_read_as_the_assembler_reports():
+    """Registers and spills from the ELF file equal what `ptxas -v` prints for the same PTX."""
+    script = """
+import re, subprocess, tempfile, pathlib
+from triton import knobs
+from cs336_triton.cross_compilation import CARDS, compile_launch, launches_of
+from cs336_triton.attention import production_calls
+call = dict(production_calls())["bfloat16_d64_causal"]
+launch = launches_of(call, CARDS[90])[0]
+artifact = compile_launch(launch, CARDS[90])
+with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "kernel.ptx"
+    path.write_text(artifact.ptx)
+    report = subprocess.run([knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", str(path), "-o", str(path) + ".o"],
+                            capture_output=True, text=True, check=True).stderr
+assert int(re.search(r"Used (\\d+) registers", report)[1]) == artifact.registers, (report, artifact.registers)
+assert int(re.search(r"(\\d+) bytes stack frame", report)[1]) == artifact.local_memory, (report, artifact.local_memory)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
