@@ -401,9 +401,10 @@ class TransformerLM(nn.Module):
         self, token_ids: Tensor, token_positions: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """What the projection to logits reads, (..., seq, d_model): for losses that never hold all logits."""
-        if token_ids.shape[-1] > self.context_length:
+        seen = 0 if cache is None else cache.length
+        if seen + token_ids.shape[-1] > self.context_length:
             raise ValueError(
-                f"transformer_lm: a sequence of {token_ids.shape[-1]} tokens is longer than context_length "
+                f"transformer_lm: a sequence of {seen + token_ids.shape[-1]} tokens is longer than context_length "
                 f"{self.context_length}: cut it, or build the model with a longer context"
             )
         x = self.token_embeddings(token_ids)
