@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TextIO
 
 LINE_EVERY_SECONDS = 600.0
-LINE_EVERY_SHARE = 0.1
+LINES = 10
 
 
 def duration(seconds: float) -> str:
@@ -41,7 +41,7 @@ class Progress:
         self._stream, self._clock = stream or sys.stderr, clock
         self._start = self._last_line = clock()
         self._initial = self._done = 0
-        self._next_share = LINE_EVERY_SHARE
+        self._lines_passed = 0
         self._bar = None
 
     def __enter__(self) -> Progress:
@@ -65,7 +65,7 @@ class Progress:
     def resume(self, done: int) -> None:
         """Work that was there already: it counts as done and not towards the rate."""
         self._initial = self._done = done
-        self._next_share = (done / max(self.total, 1) // LINE_EVERY_SHARE + 1) * LINE_EVERY_SHARE
+        self._lines_passed = done * LINES // max(self.total, 1)
 
     def update(self, done: int) -> None:
         self._done = done
@@ -74,8 +74,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=self._note())
             return
-        now, share = self._clock(), done / max(self.total, 1)
-        if (share >= self._next_share or now - self._last_line >= LINE_EVERY_SECONDS) and done < self.total:
+        now, lines = self._clock(), done * LINES // max(self.total, 1)
+        if (lines > self._lines_passed or now - self._last_line >= LINE_EVERY_SECONDS) and done < self.total:
+            self._lines_passed, self._last_line = lines, now
             self._write_line(now)
 
     def __exit__(
@@ -90,8 +91,6 @@ class Progress:
 
     def _write_line(self, now: float) -> None:
         share = self._done / max(self.total, 1)
-        self._last_line = now
-        self._next_share = (share // LINE_EVERY_SHARE + 1) * LINE_EVERY_SHARE
         done, elapsed = f"{self._done:,} of {self.total:,} {self.unit}", duration(now - self._start)
         self._stream.write(f"{self.phase}: {share:.0%} ({done}), {self._note()}, {elapsed} elapsed\n")
         self._stream.flush()
@@ -99,7 +98,7 @@ class Progress:
     def _rate(self) -> str:
         elapsed = self._clock() - self._start
         rate = (self._done - self._initial) / elapsed if elapsed > 0 else 0.0
-        return f"{rate:,.0f} {self.unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s"
 
     def _note(self) -> str:
         elapsed, fresh = self._clock() - self._start, self._done - self._initial

@@ -1,0 +1,127 @@
+"""Every kind of file gives the same text, in blocks."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from types import SimpleNamespace
+
+import pytest
+
+from cs336_registry.text import samples
+from cs336_registry.text.inputs import byte_texts, expand, texts, utf8
+
+TEXT = "one 🙂\r\ntwo\x85 <|endoftext|> drei\n" * 50
+
+
+def read(path, block_size=7):
+    return ["".join(text) for text in texts(path, block_size)]
+
+
+def test_plain_text_is_not_translated(tmp_path):
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    assert read(tmp_path / "a.txt") == read(str(tmp_path / "a.txt")) == [TEXT]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_malformed_bytes_decode_as_in_one_piece(tmp_path, size):
+    content = samples.tricky_bytes(200, seed=3)
+    (tmp_path / "a").write_bytes(content)
+    assert read(tmp_path / "a", size) == [content.decode("utf-8", "replace")]
+
+
+def test_gzip(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()) + gzip.compress(b"more"))
+    assert read(tmp_path / "a.txt.gz") == [TEXT + "more"]
+
+
+def test_zstandard(tmp_path):
+    zstandard = pytest.importorskip("zstandard", reason="needs the extra `files`")
+    packed = zstandard.compress(TEXT.encode())
+    (tmp_path / "a.zst").write_bytes(packed + packed)
+    assert read(tmp_path / "a.zst") == [TEXT * 2]
+    (tmp_path / "b.zst").write_bytes(b"no frame at all")
+    with pytest.raises(ValueError, match=r"b\.zst is damaged"):
+        read(tmp_path / "b.zst")
+
+
+def test_json_lines(tmp_path):
+    lines = [json.dumps({"text": TEXT}), "", json.dumps({"id": 1, "text": "ü", "x": []}, ensure_ascii=False)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "a.jsonl.gz") == [TEXT, "ü"]
+    (tmp_path / "b.jsonl").write_text('{"text": "\\ud83d\\ude42 \\ud800"}\n["text"]')
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 2: expected a JSON object"):
+        read(tmp_path / "b.jsonl")
+    assert "".join(next(texts(tmp_path / "b.jsonl"))) == "🙂 \ufffd"
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `files`")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": [TEXT, None, "ü"]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [TEXT, "ü"]
+    parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r'b\.parquet has no column "text": it has body'):
+        read(tmp_path / "b.parquet")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(ValueError, match=r"c\.parquet is not a readable parquet file"):
+        read(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("package, name", [("zstandard", "a.zst"), ("pyarrow", "a.parquet")])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package, name):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ImportError, match=rf"needs the package {package}: pip install 'cs336-registry\[files\]'"):
+        read(tmp_path / name)
+
+
+def test_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    assert read("-") == [TEXT]
+
+
+def test_folders_and_globs_are_sorted(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt", ".hidden", "deep/.git/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path) == ["a.txt", "b.txt", "deep/c.txt"]
+    assert read(str(tmp_path / "*.txt")) == ["a.txt", "b.txt"]
+    assert read(str(tmp_path / "**" / "*.txt")) == ["a.txt", "b.txt", "deep/c.txt"]
+    assert read([tmp_path / "b.txt", str(tmp_path / "a.txt")]) == ["b.txt", "a.txt"]
+    (tmp_path / "odd[1].txt").write_text("odd")
+    assert read(str(tmp_path / "odd[1].txt")) == ["odd"]
+
+
+def test_errors_name_the_path(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no files"):
+        expand(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.md"):
+        expand(str(tmp_path / "*.md"))
+    with pytest.raises(TypeError, match="input_path is 7: pass a path"):
+        expand(7)
+    with pytest.raises(TypeError, match="input_path holds 7"):
+        expand([7])
+
+
+def test_long_files_take_little_memory(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 3_000_000))
+    tracemalloc.start()
+    try:
+        size = sum(len(block) for text in byte_texts(tmp_path / "a.txt.gz") for block in text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == 30_000_000
+    assert peak < 8_000_000
+
+
+def test_utf8_of_surrogates():
+    assert utf8("a🙂") == "a🙂".encode()
+    assert utf8("\ud83d\ude42\ud800") == "🙂\ufffd".encode()
