@@ -1,13 +1,12 @@
 """AdamW in one launch for all parameters of a kind, the clip factor folded in.
 
-Moments and arithmetic are float32 (float64 for float64 parameters) whatever the dtype of parameters and gradients. With
-`max_l2_norm` the step first takes the norm of all gradients (two small launches) and multiplies by the clip factor where
-it reads the gradients, so that clipping costs one more read of the gradients instead of two reads and a write: 32 bytes
-per float32 parameter for norm, clip and update. The factor never leaves the device. `.grad` itself is not changed.
+Moments and arithmetic are float32 (float64 for float64 parameters) whatever the dtype of parameters and gradients.
+With `max_l2_norm` the step first takes the norm of all gradients (two small launches) and multiplies by the clip factor
+where it reads the gradients, so that clipping costs one more read of the gradients instead of two reads and a write:
+32 bytes per float32 parameter for norm, clip and update. The factor never leaves the device; `.grad` is not changed.
 
-`update` is registered as an operator that mutates its lists, so that a compiled step keeps it whole; the eager step calls
-the function and tells autograd itself, because handing some hundred tensors through the dispatcher costs more than the
-launch.
+`update` is registered as an operator that mutates its lists, so that a compiled step keeps it whole; the eager step
+calls the function and tells autograd itself: handing some hundred tensors through the dispatcher costs more.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 class AdamW(torch.optim.Optimizer):
     """AdamW as the contract says, in one launch; see the module.
 
-    max_l2_norm: where given, gradients count as scaled by `max_l2_norm / (norm + 1e-6)` when their joint norm is larger;
+    max_l2_norm: where given, gradients count as scaled by `max_l2_norm / (norm + 1e-6)` when their norm is larger;
     `gradient_norm` then holds the norm of the last step, a 0-d tensor on the device.
     master_weights: keep a float32 copy of every narrower parameter, update that and round it to the parameter, so that
     updates smaller than the parameter's own rounding error add up.
@@ -322,4 +321,3 @@ update_operator = operator(
     lambda *arguments: None,
 )
 
-adamw = AdamW

@@ -1,8 +1,9 @@
 """Cross entropy in three passes over the logits: one read forward, one read and one write backward.
 
-Forward keeps the log-sum-exp of each row; backward computes `(softmax - one hot) * grad_output` from it, into memory of
-its own: logits and grad_output are never written. The running maximum and sum are kept per lane of the tile, so that the
-lanes meet once a row. A target outside the vocabulary gives a loss and a gradient of NaN, not a read out of bounds.
+Forward keeps the largest logit and the log of the sum of each row, apart, because their sum would round away what large
+logits leave of it; backward computes `(softmax - one hot) * grad_output` from them, into memory of its own: logits and
+grad_output are never written. The running maximum and sum are kept per lane of the tile, so that
+the lanes meet once a row. A target outside the vocabulary gives a loss and a gradient of NaN, not a read out of bounds.
 """
 
 from __future__ import annotations
@@ -49,18 +50,22 @@ def cross_entropy(
 
 
 @triton.jit
-def row_log_sum_exp(logits_row, n_cols, ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr):
-    """log(sum(exp(row))), in one pass."""
+def highest_and_log_sum(logits_row, n_cols, n_readable, ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr):
+    """(max(row), log(sum(exp(row - max(row))))), in one pass; their sum is the log-sum-exp.
+
+    `n_readable` entries may be read, of which the first `n_cols` count: a multiple of 16 lets a thread read 16 bytes.
+    """
     highest = tl.full((BLOCK,), -float("inf"), dtype=ACCUMULATOR)
     total = tl.zeros((BLOCK,), dtype=ACCUMULATOR)
     for start in range(0, n_cols, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        logits = tl.load(logits_row + columns, mask=columns < n_cols, other=-float("inf")).to(ACCUMULATOR)
+        logits = tl.load(logits_row + columns, mask=columns < n_readable, other=0.0).to(ACCUMULATOR)
+        logits = tl.where(columns < n_cols, logits, -float("inf"))
         higher = tl.maximum(highest, logits)
         total = total * exp_difference(highest, higher) + exp_difference(logits, higher)
         highest = higher
     row_highest = tl.max(highest, axis=0)
-    return row_highest + tl.log(tl.sum(total * exp_difference(highest, row_highest), axis=0))
+    return row_highest, tl.log(tl.sum(total * exp_difference(highest, row_highest), axis=0))
 
 
 @triton.jit
@@ -75,7 +80,8 @@ def forward_kernel(
     logits_pointer,
     target_pointer,
     loss_pointer,
-    log_sum_exp_pointer,
+    statistics_pointer,
+    n_rows,
     n_cols,
     logits_stride,
     ACCUMULATOR: tl.constexpr,
@@ -83,10 +89,11 @@ def forward_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_pointer + row * logits_stride
-    log_sum_exp = row_log_sum_exp(logits_row, n_cols, ACCUMULATOR, BLOCK)
+    highest, log_sum = highest_and_log_sum(logits_row, n_cols, n_cols, ACCUMULATOR, BLOCK)
     target = tl.load(target_pointer + row).to(tl.int64)
-    loss = log_sum_exp - target_logit(logits_row, target, n_cols, ACCUMULATOR)
-    tl.store(log_sum_exp_pointer + row, log_sum_exp)
+    loss = log_sum + (highest - target_logit(logits_row, target, n_cols, ACCUMULATOR))
+    tl.store(statistics_pointer + row, highest)
+    tl.store(statistics_pointer + n_rows + row, log_sum)
     tl.store(loss_pointer + row, narrow(loss, loss_pointer.dtype.element_ty))
 
 
@@ -94,9 +101,10 @@ def forward_kernel(
 def backward_kernel(
     logits_pointer,
     target_pointer,
-    log_sum_exp_pointer,
+    statistics_pointer,
     grad_pointer,
     logits_grad_pointer,
+    n_rows,
     n_cols,
     logits_stride,
     grad_stride,
@@ -110,11 +118,12 @@ def backward_kernel(
     columns = (tl.program_id(0).to(tl.int64) % tiles) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < n_cols
     logits = tl.load(logits_pointer + row * logits_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
-    log_sum_exp = tl.load(log_sum_exp_pointer + row)
+    highest = tl.load(statistics_pointer + row)
+    log_sum = tl.load(statistics_pointer + n_rows + row)
     target = tl.load(target_pointer + row).to(tl.int64)
     grad = tl.load(grad_pointer + row * grad_stride).to(ACCUMULATOR) * scalar(scale, ACCUMULATOR)
     grad = tl.where((target >= 0) & (target < n_cols), grad, float("nan"))
-    logits_grad = (tl.exp(logits - log_sum_exp) - tl.where(columns == target, 1.0, 0.0)) * grad
+    logits_grad = (tl.exp(logits - highest - log_sum) - tl.where(columns == target, 1.0, 0.0)) * grad
     output = logits_grad_pointer + row * n_cols + columns
     tl.store(output, narrow(logits_grad, logits_grad_pointer.dtype.element_ty), mask=mask)
 
@@ -128,10 +137,10 @@ def default_backward(card: Card) -> Configuration:
 
 
 def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """(loss, log-sum-exp of each row). The rows' losses are reduced in float32 and rounded once."""
+    """(loss, (largest logit, log of the sum) of each row). The rows' losses are reduced in float32 and rounded once."""
     wide = accumulator_dtype(logits.dtype)
     n_rows, n_cols = targets.numel(), logits.shape[-1]
-    log_sum_exp = torch.empty(n_rows, dtype=wide, device=logits.device)
+    statistics = torch.empty(2, n_rows, dtype=wide, device=logits.device)
     losses_dtype = logits.dtype if reduction == "none" else wide
     losses = torch.empty(targets.shape, dtype=losses_dtype, device=logits.device)
     if n_rows:
@@ -143,7 +152,8 @@ def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Te
             rows,
             targets.contiguous(),
             losses,
-            log_sum_exp,
+            statistics,
+            n_rows,
             n_cols,
             rows.stride(0),
             ACCUMULATOR=accumulator(logits.dtype),
@@ -151,7 +161,7 @@ def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Te
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
         )
-    return reduce_losses(losses, reduction).to(logits.dtype), log_sum_exp
+    return reduce_losses(losses, reduction).to(logits.dtype), statistics
 
 
 def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
@@ -160,7 +170,7 @@ def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-def backward(grad: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor, reduction: str) -> Tensor:
+def backward(grad: Tensor, logits: Tensor, targets: Tensor, statistics: Tensor, reduction: str) -> Tensor:
     logits_grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if not logits_grad.numel():
         return logits_grad
@@ -173,9 +183,10 @@ def backward(grad: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor,
         (n_rows * triton.cdiv(n_cols, block),),
         rows,
         targets.contiguous(),
-        log_sum_exp,
+        statistics,
         grad.contiguous(),
         logits_grad,
+        n_rows,
         n_cols,
         rows.stride(0),
         1 if reduction == "none" else 0,
@@ -196,16 +207,16 @@ def production_calls() -> Iterator[tuple[str, Any]]:
             yield f"cross_entropy_forward_{name}", partial(forward, logits, targets, "none")
             yield (
                 f"cross_entropy_backward_{name}",
-                partial(backward, meta(dtype=dtype), logits, targets, meta(8192), "mean"),
+                partial(backward, meta(dtype=dtype), logits, targets, meta(2, 8192), "mean"),
             )
 
 
 def _fake_forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty(targets.shape if reduction == "none" else ())
-    return loss, logits.new_empty(targets.numel(), dtype=accumulator_dtype(logits.dtype))
+    return loss, logits.new_empty((2, targets.numel()), dtype=accumulator_dtype(logits.dtype))
 
 
-def _fake_backward(grad: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor, reduction: str) -> Tensor:
+def _fake_backward(grad: Tensor, logits: Tensor, targets: Tensor, statistics: Tensor, reduction: str) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
@@ -213,7 +224,7 @@ _operator = operator(
     "cross_entropy(Tensor logits, Tensor targets, str reduction) -> (Tensor, Tensor)", forward, _fake_forward
 )
 _backward_operator = operator(
-    "cross_entropy_backward(Tensor grad, Tensor logits, Tensor targets, Tensor log_sum_exp, str reduction) -> Tensor",
+    "cross_entropy_backward(Tensor grad, Tensor logits, Tensor targets, Tensor statistics, str reduction) -> Tensor",
     backward,
     _fake_backward,
 )

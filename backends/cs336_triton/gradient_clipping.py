@@ -1,7 +1,7 @@
 """Gradient clipping in three launches whatever the number of tensors, without asking the device for the norm.
 
-The norm: one float32 partial sum per chunk, then one program that adds them in a fixed order. The scaling reads the norm
-where it lies; where nothing is to be clipped its programs leave at once. adamw folds the factor into its own pass.
+The norm: one float32 partial sum per chunk, then one program that adds them in a fixed order. The scaling reads the
+norm where it lies; where nothing is to be clipped its programs leave at once. adamw folds the factor into its own pass.
 """
 
 from __future__ import annotations

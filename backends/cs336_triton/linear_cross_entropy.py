@@ -22,7 +22,7 @@ import triton.language as tl
 from cs336_registry.components.linear_cross_entropy import check
 
 from .configurations import Configuration, configuration
-from .cross_entropy import reduce_losses, row_log_sum_exp, target_logit
+from .cross_entropy import reduce_losses, highest_and_log_sum, target_logit
 from .operators import differentiable, operator, power_of_two_up_to, scalar
 from .runtime import (
     PRODUCTION_DTYPES,
@@ -69,6 +69,7 @@ def loss_kernel(
     loss_pointer,
     grad_pointer,
     n_cols,
+    logits_stride,
     ACCUMULATOR: tl.constexpr,
     WRITE_LOSS: tl.constexpr,
     WRITE_GRADIENT: tl.constexpr,
@@ -77,11 +78,11 @@ def loss_kernel(
 ):
     """One row: its loss, then `(softmax - one hot) [* grad]` over its logits, the second read coming from the cache."""
     row = tl.program_id(0).to(tl.int64)
-    logits_row = logits_pointer + row * n_cols
-    log_sum_exp = row_log_sum_exp(logits_row, n_cols, ACCUMULATOR, BLOCK)
+    logits_row = logits_pointer + row * logits_stride
+    highest, log_sum = highest_and_log_sum(logits_row, n_cols, logits_stride, ACCUMULATOR, BLOCK)
     target = tl.load(target_pointer + row).to(tl.int64)
     if WRITE_LOSS:
-        loss = log_sum_exp - target_logit(logits_row, target, n_cols, ACCUMULATOR)
+        loss = log_sum + (highest - target_logit(logits_row, target, n_cols, ACCUMULATOR))
         tl.store(loss_pointer + row, narrow(loss, loss_pointer.dtype.element_ty))
     if WRITE_GRADIENT:
         # The target's logit must have been read by every thread before one of them overwrites it.
@@ -91,9 +92,10 @@ def loss_kernel(
             grad *= tl.load(grad_pointer + row).to(ACCUMULATOR)
         for start in range(0, n_cols, BLOCK):
             columns = start + tl.arange(0, BLOCK)
-            mask = columns < n_cols
+            mask = columns < logits_stride
             logits = tl.load(logits_row + columns, mask=mask, other=0.0).to(ACCUMULATOR)
-            logits_grad = (tl.exp(logits - log_sum_exp) - tl.where(columns == target, 1.0, 0.0)) * grad
+            logits = tl.where(columns < n_cols, logits, highest)
+            logits_grad = (tl.exp(logits - highest - log_sum) - tl.where(columns == target, 1.0, 0.0)) * grad
             tl.store(logits_row + columns, narrow(logits_grad, logits_pointer.dtype.element_ty), mask=mask)
 
 
@@ -137,7 +139,7 @@ def walk_chunks(
     want_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """Fill `losses`; return (dx, dW in float32), empty where not wanted, with each row's `grad` as factor (None: 1)."""
-    x, targets = contiguous_rows(x), targets.reshape(-1)
+    x, targets = contiguous_rows(x), targets.reshape(-1).contiguous()
     n_rows, vocab = x.shape[0], weight.shape[0]
     wide = accumulator_dtype(x.dtype)
     x_grad = torch.empty(x.shape if want_x else 0, dtype=x.dtype, device=x.device)
@@ -145,12 +147,14 @@ def walk_chunks(
     if want_weight and not (n_rows and weight.shape[1]):
         weight_grad.zero_()
     rows = chunk_rows(n_rows, vocab, x.element_size())
-    logits_buffer = torch.empty(min(rows, n_rows), vocab, dtype=x.dtype, device=x.device)
+    # Rows are padded so that each starts at an aligned address: for matrix products too.
+    stride = triton.cdiv(vocab, 16) * 16
+    logits_buffer = torch.empty(min(rows, n_rows), stride, dtype=x.dtype, device=x.device)
     chosen = configuration("linear_cross_entropy", x.device, x.dtype, "any", default_loss)
     for first in range(0, n_rows, rows):
         chunk = slice(first, min(first + rows, n_rows))
         x_chunk = x[chunk]
-        logits = logits_buffer[: x_chunk.shape[0]]
+        logits = logits_buffer[: x_chunk.shape[0], :vocab]
         torch.mm(x_chunk, weight.t(), out=logits)
         launch(
             loss_kernel,
@@ -160,6 +164,7 @@ def walk_chunks(
             logits if losses is None else losses[chunk],
             logits if grad is None else grad[chunk],
             vocab,
+            stride,
             ACCUMULATOR=accumulator(x.dtype),
             WRITE_LOSS=losses is not None,
             WRITE_GRADIENT=want_x or want_weight,
@@ -204,7 +209,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, dW) where every row has its own gradient: the logits are computed again."""
     x_grad, weight_grad = walk_chunks(
-        x, weight, targets, losses=None, grad=grad.reshape(-1), want_x=want_x, want_weight=want_weight
+        x, weight, targets, losses=None, grad=grad.reshape(-1).contiguous(), want_x=want_x, want_weight=want_weight
     )
     return x_grad.reshape(x.shape) if want_x else x_grad, weight_grad.to(weight.dtype)
 
@@ -230,9 +235,11 @@ def scaled(value: Tensor, factor: Tensor, scale: float, like: Tensor) -> Tensor:
 
 def production_calls() -> Iterator[tuple[str, Any]]:
     for dtype in PRODUCTION_DTYPES:
-        logits, targets = meta(4096, 128256, dtype=dtype), meta(4096, dtype=torch.int64)
+        targets = meta(4096, dtype=torch.int64)
         x, weight = meta(4096, 4096, dtype=dtype), meta(128256, 4096, dtype=dtype)
         name = dtype_name(dtype)
+        odd = meta(50257, 4096, dtype=dtype)
+        yield f"linear_cross_entropy_odd_{name}", partial(forward, x, odd, targets, "mean", True, False)
         yield f"linear_cross_entropy_mean_{name}", partial(forward, x, weight, targets, "mean", True, False)
         yield f"linear_cross_entropy_loss_{name}", partial(forward, x, weight, targets, "none", False, False)
         yield (

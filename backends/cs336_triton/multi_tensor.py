@@ -50,9 +50,9 @@ def operand(row, first, COLUMN: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.c
 def launch_over(
     kernel: Any, operands: Sequence[Sequence[torch.Tensor]], *arguments: Any, num_warps: int = 4, **constants: Any
 ) -> None:
-    """Launch `kernel(chunks, addresses, *arguments)` with one program per chunk of the contiguous tensors in `operands`.
+    """Launch `kernel(chunks, addresses, *arguments)` with one program per chunk of contiguous tensors.
 
-    `operands` lists, for each operand, one tensor per walked tensor. COLUMNS, CHUNK and ALIGNED are passed as constants.
+    `operands` lists, for each operand, one tensor per walked tensor. COLUMNS, CHUNK and ALIGNED are constants.
     """
     numels = tuple(tensor.numel() for tensor in operands[0])
     device = operands[0][0].device

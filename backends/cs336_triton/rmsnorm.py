@@ -268,7 +268,7 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         walk = n_cols > WIDEST_TILE
         block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
         chosen = configuration(
-            "rmsnorm_forward", x.device, x.dtype, str(block), partial(default_rows, entries=2048, block=block)
+            "rmsnorm_forward", x.device, x.dtype, str(block), partial(default_forward, block=block)
         )
         launch(
             forward_kernel,
@@ -308,7 +308,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
     if n_cols <= WIDEST_BACKWARD_TILE:
         block = triton.next_power_of_2(n_cols)
         chosen = configuration(
-            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_rows, entries=4096, block=block)
+            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_backward, block=block)
         )
         programs = min(programs, triton.cdiv(n_rows, chosen["ROWS"]))
         partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
@@ -389,10 +389,16 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
     return x_grad, weight_grad
 
 
-def default_rows(card: Card, *, entries: int, block: int) -> Configuration:
-    """About `entries` entries a tile; 16 to 32 of them a thread."""
-    rows = max(1, entries // block)
+def default_forward(card: Card, *, block: int) -> Configuration:
+    """About 2048 entries a tile; 16 to 32 of them a thread."""
+    rows = max(1, 2048 // block)
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
+
+
+def default_backward(card: Card, *, block: int) -> Configuration:
+    """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads one block of rows ahead."""
+    rows = max(1, 4096 // block)
+    return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows, STAGES=2)
 
 
 def production_calls() -> Iterator[tuple[str, Any]]:

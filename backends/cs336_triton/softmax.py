@@ -129,8 +129,8 @@ def backward_kernel(
 
 
 def default_tile(card: Card, *, block: int) -> Configuration:
-    """About 2048 entries a tile, at most 64 a thread."""
-    rows = max(1, 2048 // block)
+    """About 2048 entries a tile, at most 64 a thread; walked rows one by one."""
+    rows = 1 if block >= WALKING_TILE else max(1, 2048 // block)
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
 
 
