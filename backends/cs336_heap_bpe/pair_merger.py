@@ -29,7 +29,7 @@ Pair = tuple[int, int]
 SEPARATOR = -1
 INSIDE = -2
 SCAN_BLOCK = 1 << 21
-BUCKETS = 1 << 22
+MOST_BUCKETS = 1 << 22
 EXACT_IN_FLOAT = 1 << 53
 FIRST_THRESHOLD_DIVISOR = 64
 LATER_THRESHOLD_DIVISOR = 6
@@ -73,6 +73,7 @@ class PairMerger:
         self.weight[1:] = np.repeat(counts, lengths + 1)
         # Sums of float64 (numpy's bincount) are exact below 2**53 and several times as fast as integer scatters.
         self.sums_fit_float = float(np.dot(words.counts.astype(np.float64), lengths)) < EXACT_IN_FLOAT
+        self.buckets = min(MOST_BUCKETS, size)
         self.position_type = np.int32 if size < 2**31 else np.int64
 
     def replay(self, merges: Merges) -> None:
@@ -213,9 +214,9 @@ class PairMerger:
 
     def _bucket_sums(self) -> np.ndarray:
         """The counts of all pairs, several to a bucket: bounds from above."""
-        sums = np.zeros(BUCKETS, np.int64)
+        sums = np.zeros(self.buckets, np.int64)
         for places, keys in self._neighbours():
-            sums += self._sums(keys % BUCKETS, self.weight[places], BUCKETS)
+            sums += self._sums(keys % self.buckets, self.weight[places], self.buckets)
         return sums
 
     def _scan(self) -> None:
@@ -225,7 +226,7 @@ class PairMerger:
         if self.wanted is None:
             # A bucket below the threshold has no pair that reaches it.
             passing = self._bucket_sums() >= self.threshold
-            is_kept = lambda keys: passing[keys % BUCKETS]  # noqa: E731
+            is_kept = lambda keys: passing[keys % self.buckets]  # noqa: E731
         else:
             wanted = np.array([left * len(self.tokens) + right for left, right in self.wanted], np.int64)
             is_kept = lambda keys: np.isin(keys, wanted)  # noqa: E731

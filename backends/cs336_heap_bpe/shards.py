@@ -35,7 +35,7 @@ def byte_ranges(
     with open(path, "rb") as file:
         while cuts[-1] + shard_size < size:
             cut = _first_cut(file, cuts[-1] + shard_size, size, tokens, find_cut)
-            if cut is None:
+            if cut is None or cut >= size:
                 break
             cuts.append(cut)
     return list(zip(cuts, [*cuts[1:], size], strict=True))

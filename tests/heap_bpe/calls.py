@@ -1,0 +1,18 @@
+"""Functions for worker processes to call: kept apart, so that a worker imports nothing else."""
+
+from __future__ import annotations
+
+import os
+
+
+def failing(argument):
+    raise ValueError(f"no {argument}")
+
+
+def dying(argument):
+    os._exit(3)
+
+
+def doubled(number):
+    print("this goes to stderr, not into the answers")
+    return 2 * number

@@ -1,0 +1,141 @@
+"""Counts are the same for every cut, every number of workers and every memory budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+
+import pytest
+from cs336_heap_bpe import accumulator, pretoken_counter, shards, workers
+from cs336_heap_bpe.accumulator import Accumulator, bytes_of
+from cs336_heap_bpe.counting import count_range, count_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cs336_registry.components.pretoken_counter import OVERLAPPING, SPECIAL_TOKENS, oracle
+from cs336_registry.text import samples
+from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
+from tests.corpora import english
+
+PATTERNS = (GPT2_PATTERN, CL100K_PATTERN, r"\S+|\s+(?=\S)|\s")
+
+
+@pytest.mark.parametrize("window", [1, 64, 1 << 16])
+@pytest.mark.parametrize(
+    "special_tokens", [(), SPECIAL_TOKENS, OVERLAPPING, ("a b", " ", "\n"), ("<|", "|>", "pad|><")]
+)
+def test_ranges_count_as_the_whole(tmp_path, monkeypatch, special_tokens, window):
+    monkeypatch.setattr(shards, "WINDOW", window)
+    path = tmp_path / "corpus"
+    for seed in range(12):
+        path.write_bytes(samples.tricky_bytes(100, seed=seed) + samples.tricky(60, seed=seed).encode())
+        for pattern in PATTERNS:
+            ranges = shards.byte_ranges(path, pattern, special_tokens, shard_size=1 + 40 * (seed % 3))
+            counts = Counter()
+            for start, end in ranges:
+                counts.update(count_range(path, start, end, pattern, special_tokens))
+            assert (ranges[0][0], ranges[-1][1]) == (0, path.stat().st_size)
+            assert [end for _, end in ranges[:-1]] == [start for start, _ in ranges[1:]]
+            assert dict(counts) == oracle(path, special_tokens, pattern=pattern)
+
+
+def test_files_are_cut_where_they_can_be(tmp_path):
+    path = tmp_path / "corpus"
+    path.write_text("word " * 10_000)
+    assert len(shards.byte_ranges(path, GPT2_PATTERN, (), 1000)) == 50
+    path.write_text("日本語" * 10_000, encoding="utf-8")
+    assert len(shards.byte_ranges(path, GPT2_PATTERN, (), 1000)) == 1
+    path.write_text(("日本語" * 100 + "<|endoftext|>") * 100, encoding="utf-8")
+    assert len(shards.byte_ranges(path, PATTERNS[2], SPECIAL_TOKENS, 1000)) == 50
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(samples.TRICKY), max_size=40).map("".join), st.sampled_from(PATTERNS))
+def test_pieces_give_the_pattern_s_pretokens(text, pattern):
+    import regex
+
+    expected = Counter(match[0] for match in regex.finditer(pattern, text) if match[0])
+    assert count_texts([[text]], pattern, ()) == expected
+
+
+def test_pieces_are_turned_into_pretokens_before_they_are_too_many(monkeypatch):
+    from cs336_heap_bpe import counting
+
+    texts = [[f"{number} words and {number % 7} more."] for number in range(300)]
+    expected = count_texts(texts, GPT2_PATTERN, ())
+    monkeypatch.setattr(counting, "MOST_PIECES", 10)
+    assert count_texts(texts, GPT2_PATTERN, ()) == expected
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_workers_agree(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(pretoken_counter, "ONE_PROCESS_BYTES", 0)
+    monkeypatch.setattr(shards, "SMALLEST_SHARD", 20_000)
+    path = tmp_path / "corpus.txt"
+    path.write_text(english(), encoding="utf-8", newline="")
+    counts = pretoken_counter.pretoken_counter([path, path], SPECIAL_TOKENS, num_workers=num_workers)
+    assert counts == {pretoken: 2 * count for pretoken, count in oracle(path, SPECIAL_TOKENS).items()}
+
+
+def test_small_inputs_start_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_start", lambda: pytest.fail("a process was started"))
+    (tmp_path / "a").write_text("small")
+    assert pretoken_counter.pretoken_counter(tmp_path / "a", num_workers=8) == {b"small": 1}
+
+
+def test_bad_arguments(tmp_path):
+    (tmp_path / "a").write_text("small")
+    with pytest.raises(ValueError, match="num_workers is 0: it must be at least 1"):
+        pretoken_counter.pretoken_counter(tmp_path / "a", num_workers=0)
+    with pytest.raises(ValueError, match="max_ram is 'much': give bytes"):
+        pretoken_counter.pretoken_counter(tmp_path / "a", max_ram="much")
+
+
+def test_sizes():
+    assert [bytes_of(size) for size in (None, 7, "2GB", "1.5 MiB", "8kb")] == [None, 7, 2 * 10**9, 1_572_864, 8000]
+
+
+def test_tables_that_outgrow_the_budget_go_to_disk(monkeypatch, caplog):
+    monkeypatch.setattr(accumulator, "BYTES_PER_ENTRY", 1)
+    caplog.set_level("INFO")
+    parts = [Counter(samples.tricky(400, seed=seed).encode().split(b" ")) for seed in range(40)]
+    with Accumulator(max_ram=10) as bounded, Accumulator() as unbounded:
+        bounded.most_entries = 100
+        for part in parts:
+            bounded.add(part)
+            unbounded.add(part)
+        assert len(bounded.runs) > 5
+        folder = bounded.runs[0].parent
+        spilled, held = bounded.total(), unbounded.total()
+    assert spilled.to_dict() == held.to_dict() == dict(sum(parts, Counter()))
+    assert spilled.text == held.text
+    assert not folder.exists()
+    assert "went to disk as a sorted run, to stay within max_ram" in caplog.text
+
+
+def test_workers_answer_fail_and_die(capfd):
+    here = "tests.heap_bpe.calls"
+    jobs = [(number,) for number in range(9)]
+    assert dict(workers.run_in_processes(f"{here}:doubled", [(n,) for n in range(9)], 3)) == {
+        n: 2 * n for n in range(9)
+    }
+    with pytest.raises(ValueError, match="no luck"):
+        list(workers.run_in_processes(f"{here}:failing", [("luck",), ("luck",)], 2))
+    with pytest.raises(RuntimeError, match="a worker process ended with exit code 3"):
+        list(workers.run_in_processes(f"{here}:dying", [(1,), (2,)], 2))
+    assert "not into the answers" in capfd.readouterr().err
+
+
+def test_a_script_without_a_guard_may_train(tmp_path):
+    (tmp_path / "corpus.txt").write_text(english(), encoding="utf-8", newline="")
+    script = """
+        from cs336_heap_bpe import pretoken_counter, shards
+        from cs336_heap_bpe.bpe_trainer import bpe_trainer
+        pretoken_counter.ONE_PROCESS_BYTES, shards.SMALLEST_SHARD = 0, 20_000
+        print(len(bpe_trainer("corpus.txt", 300, num_workers=2)[1]))
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "44\n", result.stderr
