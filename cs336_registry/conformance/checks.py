@@ -46,7 +46,9 @@ class Check:
 
     @property
     def id(self) -> str:
-        return "-".join(part for part in (self.contract.name, self.subject.id if self.subject else "", self.dtype or "") if part)
+        return "-".join(
+            part for part in (self.contract.name, self.subject.id if self.subject else "", self.dtype or "") if part
+        )
 
     def __str__(self) -> str:
         return f"{self.group}[{self.id}]"
@@ -171,9 +173,13 @@ def _error(question: _Question, implementation: Callable[..., Any]) -> None:
         assert "\n" not in message, f"the message has more than one line: {message!r}"
     except Exception as error:
         wanted = case.error.__name__ if isinstance(case.error, type) else " or ".join(e.__name__ for e in case.error)
-        raise AssertionError(f"raised {type(error).__name__}: {error}, expected {wanted} matching {case.match!r}") from error
+        raise AssertionError(
+            f"raised {type(error).__name__}: {error}, expected {wanted} matching {case.match!r}"
+        ) from error
     else:
-        raise AssertionError(f"bad arguments were accepted: got a {type(result).__name__}, expected an error matching {case.match!r}")
+        raise AssertionError(
+            f"bad arguments were accepted: got a {type(result).__name__}, expected an error matching {case.match!r}"
+        )
 
 
 def _law(question: _Question, implementation: Callable[..., Any]) -> None:

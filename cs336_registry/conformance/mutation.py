@@ -41,7 +41,9 @@ def judge_mutant(mutant: Mutant, *, seed: int = 0) -> Verdict:
             if failure is None:
                 continue
             if not isinstance(failure, AssertionError) and not mutant.raises:
-                raise RuntimeError(f"mutant {mutant.name} crashed in {check}: it must be wrong, not broken") from failure
+                raise RuntimeError(
+                    f"mutant {mutant.name} crashed in {check}: it must be wrong, not broken"
+                ) from failure
             right = textbook(mutant.component)
             if check.group not in ("error", "signature") and _failure(check, right, claims, trial) is not None:
                 raise RuntimeError(f"{check} fails the textbook too: it proves nothing about mutant {mutant.name}")
@@ -69,22 +71,28 @@ def run_mutants(components: Sequence[str] | None = None, *, seed: int = 0) -> in
         survivors += verdict.caught_by is None
         table.add_row(mutant.component, mutant.name, mutant.bug, verdict.caught_by or "[bold red]SURVIVED[/]")
     console.print(table)
-    console.print(f"{len(found) - survivors} of {len(found)} mutants caught" + (f", {survivors} survived" if survivors else ""))
+    console.print(
+        f"{len(found) - survivors} of {len(found)} mutants caught" + (f", {survivors} survived" if survivors else "")
+    )
     return survivors
 
 
 def _order(contract: Component, mutant: Mutant) -> list[Check]:
-    return [
+    """The checks that may catch it, those in the contract's first dtype before the others: most bugs show there."""
+    asked = [
         check
         for check in checks(contract)
         if (check.group in mutant.groups if mutant.groups else check.group not in UNRELATED)
         and not check.unclaimed(_all_claims(contract), detect())
     ]
+    return sorted(asked, key=lambda check: check.dtype not in (None, *contract.dtypes[:1]))
 
 
 def _all_claims(contract: Component) -> Implementation:
     """Everything that the contract speaks about: a mutant gets no excuse."""
-    features = {feature for subject in (*contract.cases, *contract.laws, *contract.error_cases) for feature in subject.features}
+    features = {
+        feature for subject in (*contract.cases, *contract.laws, *contract.error_cases) for feature in subject.features
+    }
     return Implementation(
         component=contract.name,
         target="mutant:mutant",
@@ -96,7 +104,9 @@ def _all_claims(contract: Component) -> Implementation:
     )
 
 
-def _failure(check: Check, implementation: Callable[..., Any], claims: Implementation, trial: Trial) -> Exception | None:
+def _failure(
+    check: Check, implementation: Callable[..., Any], claims: Implementation, trial: Trial
+) -> Exception | None:
     try:
         check.run(implementation, claims, trial)
     except Exception as error:

@@ -113,7 +113,9 @@ def prepare_interpreter(backends: Sequence[str], machine: Machine | None = None)
     if machine.cuda_devices or machine.triton_interpreter or "triton" in sys.modules:
         return False
     manifests = [registry.backends()[name].backend for name in backends if name in registry.backends()]
-    claimed = any("interpreter" in one.devices for manifest in manifests if manifest for one in manifest.implementations)
+    claimed = any(
+        "interpreter" in one.devices for manifest in manifests if manifest for one in manifest.implementations
+    )
     if claimed and "TRITON_INTERPRET" not in os.environ:
         os.environ["TRITON_INTERPRET"] = "1"
         registry.refresh()

@@ -33,7 +33,9 @@ class Trial:
     def maker(self, case_seed: int = 0, dtype: str | None = None) -> ArgumentMaker:
         """A fresh ArgumentMaker with a folder of its own, so that the files of two calls never meet."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        return ArgumentMaker(self.seed * SEED_STRIDE + case_seed, dtype=dtype or "float32", device=self.device, folder=folder)
+        return ArgumentMaker(
+            self.seed * SEED_STRIDE + case_seed, dtype=dtype or "float32", device=self.device, folder=folder
+        )
 
     def arguments(self, contract: Component, case: Case, dtype: str | None) -> Arguments:
         return contract.arguments(case, self.maker(case.seed, dtype))

@@ -85,7 +85,9 @@ def sum_in_the_logits_dtype(logits, targets, *, reduction="mean"):
 @mutant("cross_entropy", "the gradient of the mean is not divided by the number of rows")
 def gradient_not_averaged(logits, targets, *, reduction="mean"):
     count = max(targets.numel(), 1) if reduction == "mean" else 1
-    return reduced(losses(changed_gradient(logits, lambda gradient: gradient * count), targets), reduction, logits.dtype)
+    return reduced(
+        losses(changed_gradient(logits, lambda gradient: gradient * count), targets), reduction, logits.dtype
+    )
 
 
 @mutant("cross_entropy", "the gradient is softmax alone: one is not subtracted at the target")
@@ -151,7 +153,9 @@ def weight_gradient_overwritten(x, weight, targets, *, reduction="mean"):
     x_rows = wide(x).reshape(-1, x.shape[-1])
     starts = list(range(0, len(flat), rows))
     weights = [wide(weight) if start == starts[-1] else wide(weight).detach() for start in starts]
-    parts = [losses(F.linear(x_rows[s : s + rows], w), flat[s : s + rows]) for s, w in zip(starts, weights, strict=True)]
+    parts = [
+        losses(F.linear(x_rows[s : s + rows], w), flat[s : s + rows]) for s, w in zip(starts, weights, strict=True)
+    ]
     each = torch.cat(parts).reshape(targets.shape) if parts else losses(F.linear(wide(x), wide(weight)), targets)
     return reduced(each, reduction, x.dtype)
 

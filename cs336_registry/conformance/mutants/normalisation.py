@@ -135,7 +135,11 @@ class _AssumesAllGradients(torch.autograd.Function):
     @staticmethod
     def backward(context, upstream):
         x, weight = context.saved_tensors
-        if context.bug == "upstream read as contiguous" and upstream.ndim > 1 and upstream.stride()[-2] > upstream.shape[-1]:
+        if (
+            context.bug == "upstream read as contiguous"
+            and upstream.ndim > 1
+            and upstream.stride()[-2] > upstream.shape[-1]
+        ):
             upstream = torch.as_strided(upstream, upstream.shape, x.contiguous().stride())
         wide_upstream = wide(upstream)
         scale = torch.rsqrt(wide(x).square().mean(-1, keepdim=True) + context.eps)

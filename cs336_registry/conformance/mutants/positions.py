@@ -86,7 +86,11 @@ def tables_in_bfloat16(textbook):
     return rope
 
 
-@mutation("rope", "the tables of an earlier call with the same shape are used again, whatever theta or positions", groups=("again",))
+@mutation(
+    "rope",
+    "the tables of an earlier call with the same shape are used again, whatever theta or positions",
+    groups=("again",),
+)
 def tables_cached_by_shape(textbook):
     cache = {}
 

@@ -1,0 +1,68 @@
+"""The kit as a function, for the command line and for other programs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """`exit_code` is pytest's (0: every claim that was judged holds); `record` is what `--cs336-json` writes."""
+
+    exit_code: int
+    record: dict[str, Any]
+
+
+def run_conformance(
+    backends: str | Sequence[str],
+    *,
+    components: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    audit: bool = False,
+    strict: bool = False,
+    seed: int = 0,
+    json_path: str | Path | None = None,
+    workers: int | str = 0,
+    pytest_arguments: Sequence[str] = (),
+) -> Report:
+    """Judge `backends` in a pytest session of this process and return what was found.
+
+    workers: processes of pytest-xdist ("auto": one a core), 0 for none. pytest_arguments: anything else for pytest, such
+    as ("--junitxml=conformance.xml",). Raises what pytest raises for options it does not know.
+    """
+    import pytest
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(json_path) if json_path is not None else Path(folder) / "record.json"
+        arguments = ["--pyargs", "cs336_registry.conformance", "-q", "--no-header", "-p", "no:cacheprovider"]
+        arguments += ["-c", _empty_configuration(Path(folder)), f"--cs336-json={path}", f"--cs336-seed={seed}"]
+        arguments += [f"--cs336-backend={name}" for name in ([backends] if isinstance(backends, str) else backends)]
+        arguments += [f"--cs336-components={','.join(components)}"] if components else []
+        arguments += [f"--cs336-dtypes={','.join(dtypes)}"] if dtypes else []
+        arguments += [name for name, wanted in (("--cs336-audit", audit), ("--cs336-strict", strict)) if wanted]
+        arguments += ["-n", str(workers)] if workers else []
+        exit_code = int(pytest.main([*arguments, *pytest_arguments], plugins=_plugins()))
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return Report(exit_code, record)
+
+
+def _empty_configuration(folder: Path) -> str:
+    """A pytest.ini of our own: the caller's project may have options that do not concern a backend."""
+    path = folder / "pytest.ini"
+    path.write_text("[pytest]\n", encoding="utf-8")
+    return str(path)
+
+
+def _plugins() -> list[Any]:
+    """The kit's plugin, where the installation's entry points do not bring it."""
+    from importlib.metadata import entry_points
+
+    from . import plugin
+
+    installed = any(entry.value == plugin.__name__ for entry in entry_points(group="pytest11"))
+    return [] if installed else [plugin]
