@@ -91,6 +91,7 @@ contract = Component(
         Case(id="one_feature", sizes={"leading": (6,), "d_in": 1, "d_out": 1}),
         Case(id="no_rows", sizes={"leading": (0, 3), "d_in": 8, "d_out": 4}),
         Case(id="leading", sizes={"leading": (2, 3, 4), "d_in": 16, "d_out": 24}),
+        Case(id="long_sum", sizes={"leading": (3,), "d_in": 2000, "d_out": 7}),
         Case(id="large_values", sizes={"leading": (5,), "d_in": 63, "d_out": 17, "scale": 100.0}),
     ),
     error_cases=(

@@ -126,6 +126,7 @@ contract = Component(
         Case(id="odd", sizes={"leading": (5, 7), "d_model": 41, "vocab": 123}),
         Case(id="sum", sizes={"leading": (9,), "d_model": 32, "vocab": 50, "reduction": "sum"}),
         Case(id="none", sizes={"leading": (3, 5), "d_model": 24, "vocab": 77, "reduction": "none"}),
+        Case(id="square", sizes={"leading": (7,), "d_model": 24, "vocab": 24}),
         Case(id="one_row", sizes={"d_model": 16, "vocab": 9}),
         Case(id="no_rows", sizes={"leading": (0, 4), "d_model": 16, "vocab": 9, "reduction": "none"}),
         Case(id="large_logits", sizes={"leading": (6,), "d_model": 32, "vocab": 50, "scale": 30.0}),
