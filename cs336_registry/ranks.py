@@ -6,73 +6,111 @@ through a file (no port is opened beyond the loopback), talk through gloo and us
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from datetime import timedelta
+from multiprocessing import connection, get_context
 from typing import Any
 
-TIMEOUT = timedelta(seconds=120)
-"""How long a rank waits for the others before it gives up."""
+TIMEOUT = timedelta(seconds=180)
+"""How long the ranks may take together."""
+GRACE = 5.0
+"""Seconds that the other ranks have left when one has failed: they may wait for it for ever."""
 
 _lock = threading.Lock()
-_pools: dict[int, ProcessPoolExecutor] = {}
+_workers: dict[int, list[tuple[Any, Any]]] = {}
 
 
 def run_on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2) -> list[Any]:
     """`[function(rank, *arguments) for rank in range(world_size)]`, each in a process of its own, in one gloo group.
 
     function: a module's own function, as the processes import it; arguments and results are pickled. The error of the
-    first rank that fails is raised here.
+    first rank that fails is raised here. Raises TimeoutError where the ranks wait for each other for ever.
     """
-    task = pickle.dumps((function, arguments))
     with _lock, tempfile.TemporaryDirectory(prefix="cs336-ranks-") as folder:
-        pool = _pools.get(world_size) or _start(world_size)
-        meeting = os.path.join(folder, "meeting")
-        # Every rank waits for all others, so each process takes exactly one.
-        futures = [pool.submit(_run, rank, world_size, meeting, task) for rank in range(world_size)]
+        workers = _workers.get(world_size) or _start(world_size)
+        for rank, (_, pipe) in enumerate(workers):
+            meeting = os.path.join(folder, "meeting")
+            pipe.send_bytes(pickle.dumps((rank, world_size, meeting, function, arguments)))
         try:
-            for future in as_completed(futures):
-                future.result()
+            return _collect([pipe for _, pipe in workers])
         except BaseException:
-            wait(futures, timeout=2 * TIMEOUT.total_seconds())
             _stop(world_size)
             raise
-        return [pickle.loads(future.result()) for future in futures]
 
 
-def _start(world_size: int) -> ProcessPoolExecutor:
-    import multiprocessing
+def _collect(pipes: list[Any]) -> list[Any]:
+    """The results in the order of the ranks; whatever a rank raised is raised."""
+    results: dict[Any, Any] = {}
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while len(results) < len(pipes):
+        waiting = [pipe for pipe in pipes if pipe not in results]
+        ready = connection.wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not ready:
+            silent = ", ".join(str(pipes.index(pipe)) for pipe in waiting)
+            raise TimeoutError(f"no answer from rank {silent} within {TIMEOUT.total_seconds():.0f} s")
+        for pipe in ready:
+            try:
+                succeeded, value = pickle.loads(pipe.recv_bytes())
+            except EOFError as error:
+                raise RuntimeError(f"the process of rank {pipes.index(pipe)} died") from error
+            if not succeeded:
+                raise value
+            results[pipe] = value
+    return [results[pipe] for pipe in pipes]
 
-    _pools[world_size] = ProcessPoolExecutor(world_size, mp_context=multiprocessing.get_context("spawn"))
-    return _pools[world_size]
+
+def _start(world_size: int) -> list[tuple[Any, Any]]:
+    context = get_context("spawn")
+    workers = []
+    for _ in range(world_size):
+        pipe, far_end = context.Pipe()
+        process = context.Process(target=_serve, args=(far_end,), daemon=True)
+        process.start()
+        far_end.close()
+        workers.append((process, pipe))
+    _workers[world_size] = workers
+    return workers
 
 
 def _stop(world_size: int) -> None:
-    _pools.pop(world_size).shutdown(cancel_futures=True)
+    deadline = time.monotonic() + GRACE
+    for process, pipe in _workers.pop(world_size):
+        pipe.close()
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
-@atexit.register
-def _stop_all() -> None:
-    for world_size in list(_pools):
-        _stop(world_size)
-
-
-def _run(rank: int, world_size: int, meeting: str, task: bytes) -> bytes:
+def _serve(pipe: Any) -> None:
+    """What each process does: one task after the other, until the pipe is closed."""
     # The name of a machine need not resolve; the loopback is always there.
     if os.path.isdir("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
-    import torch.distributed as dist
 
     torch.set_num_threads(1)
-    function, arguments = pickle.loads(task)
+    while True:
+        try:
+            task = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            answer = pickle.dumps((True, _run(*pickle.loads(task))))
+        except BaseException as error:
+            answer = pickle.dumps((False, error))
+        pipe.send_bytes(answer)
+
+
+def _run(rank: int, world_size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", f"file://{meeting}", timeout=TIMEOUT, rank=rank, world_size=world_size)
     try:
-        return pickle.dumps(function(rank, *arguments))
+        return function(rank, *arguments)
     finally:
         dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from cs336_registry.components.ddp import check
@@ -12,7 +14,10 @@ class DistributedDataParallel(torch.nn.parallel.DistributedDataParallel):
 
     def __init__(self, module: torch.nn.Module) -> None:
         check(module)
-        super().__init__(module, broadcast_buffers=False)
+        # PyTorch 2.13 renames the option that keeps buffers from being sent before every forward pass.
+        options = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        super().__init__(module, **{name: False})
 
     def finish_gradient_synchronization(self) -> None:
         """Nothing is left to do: PyTorch waits for the reductions at the end of backward."""
