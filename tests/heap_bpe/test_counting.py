@@ -117,7 +117,6 @@ def test_tables_that_outgrow_the_budget_go_to_disk(monkeypatch, caplog):
 
 def test_workers_answer_fail_and_die(capfd):
     here = "tests.heap_bpe.calls"
-    jobs = [(number,) for number in range(9)]
     assert dict(workers.run_in_processes(f"{here}:doubled", [(n,) for n in range(9)], 3)) == {
         n: 2 * n for n in range(9)
     }
