@@ -3,8 +3,8 @@
     python benchmarks/bpe_peers.py train  PEER CORPUS VOCAB_SIZE OUT
     python benchmarks/bpe_peers.py encode PEER CORPUS VOCABULARY OUT
 
-train writes the merges (a pair of hex strings a line); encode writes the ids as a flat array. The last line of output is
-a JSON object with the library's version and the seconds of the phases that can be told apart.
+train writes the merges (a pair of hex strings a line); encode writes the ids as a flat array. The last line of output
+is a JSON object with the library's version and the seconds of the phases that can be told apart.
 """
 
 from __future__ import annotations
@@ -156,23 +156,26 @@ def encode_numba_bpe(path: str, vocabulary: str, num_threads: int) -> Callable[[
     from cs336_numba_bpe.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(*read_vocabulary(vocabulary), [END])
+    tokenizer.prepare()
     return lambda: tokenizer.encode_to_array(path, num_threads=num_threads)
 
 
 def encode_gigatoken(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
+    """encode() has one thread; the batch has many, and drops the separators, which are put back in between."""
     os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+    import awkward
     import gigatoken
+    import numpy as np
 
-    tokenizer = gigatoken.Tokenizer.from_tiktoken(write_ranks(vocabulary), "gpt2", {END: 0})
+    tokenizer = gigatoken.Tokenizer.from_json(hugging_face_tokenizer(vocabulary).to_str())
     content = Path(path).read_bytes()
     if num_threads == 1:
         return lambda: tokenizer.encode(content)
-    import numpy as np
 
     def encode() -> Any:
-        """encode() has one thread; the batch has many, and leaves out the separators, which are put back."""
-        rows = tokenizer.encode_batch(gigatoken.BytesSource(content, separator=END), parallel=True)
-        return np.asarray(rows.layout.content)
+        rows = tokenizer.encode_batch(content.split(END.encode()), parallel=True)
+        ends = np.cumsum(np.asarray(awkward.num(rows)))
+        return np.insert(np.asarray(awkward.flatten(rows)), ends[:-1], 0)
 
     return encode
 
@@ -189,7 +192,15 @@ def encode_tiktoken(path: str, vocabulary: str, num_threads: int) -> Callable[[]
 
 
 def encode_tokenizers(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
+    """Hugging Face tokenizers; one long text runs on one thread."""
     import numpy as np
+
+    tokenizer = hugging_face_tokenizer(vocabulary)
+    text = Path(path).read_bytes().decode()
+    return lambda: np.array(tokenizer.encode(text).ids, np.uint32)
+
+
+def hugging_face_tokenizer(vocabulary: str) -> Any:
     import tokenizers
 
     vocab, merges = read_vocabulary(vocabulary)
@@ -201,20 +212,9 @@ def encode_tokenizers(path: str, vocabulary: str, num_threads: int) -> Callable[
     )
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens([END])
-    text = Path(path).read_bytes().decode()
-    return lambda: np.array(tokenizer.encode(text).ids, np.uint32)
-
-
-def write_ranks(vocabulary: str) -> str:
-    """tiktoken's rank file beside the vocabulary."""
-    import base64
-
-    vocab, _ = read_vocabulary(vocabulary)
-    path = f"{vocabulary}.{os.getpid()}.tiktoken"
-    lines = [f"{base64.b64encode(token).decode()} {token_id}" for token_id, token in vocab.items() if token_id]
-    Path(path).write_text("\n".join(lines) + "\n")
-    return path
+    return tokenizer
 
 
 ENCODERS: dict[str, Callable[[str, str, int], Callable[[], Any]]] = {

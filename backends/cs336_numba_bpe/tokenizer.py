@@ -54,6 +54,7 @@ class Tokenizer:
         self._seed_words = tuple(seed_words)
         self._characters_seen = 0
         self._python = _PythonEncoder(self.vocab, self.merges, self.special_tokens, pattern)
+        self._idle_tables: list[EncodeTable] = []
         self._is_compilable = pattern in COMPILED_PATTERNS and max(self.vocab, default=0) <= MAX_COMPILED_ID
 
     @classmethod
@@ -123,6 +124,13 @@ class Tokenizer:
             return False
         return "_table" in self.__dict__ or not is_small(self._characters_seen, ("encode",))
 
+    def prepare(self) -> None:
+        """Load (or compile) what encoding long texts needs, which the first of them would otherwise wait for."""
+        if self._is_compilable and not self._idle_tables:
+            from .encoder import EncodeTable
+
+            self._idle_tables.append(EncodeTable(self._encoder_vocab))
+
     @cached_property
     def _encoder_vocab(self) -> EncoderVocab:
         from .encoder import build_encoder_vocab
@@ -156,17 +164,19 @@ class Tokenizer:
         range_bytes = size + 1 if special.need_decoded_text else RANGE_BYTES
         ranges = cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
         num_threads = min(num_threads, len(ranges))
-        tables = [EncodeTable(self._encoder_vocab, seeded=size >= SEEDING_BYTES) for _ in range(num_threads)]
 
         def encode_range(byte_range: ByteRange) -> np.ndarray:
-            table = tables.pop()
             try:
-                buffer = TextBuffer(table, always_decode=special.need_decoded_text)
-                for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
-                    pass
-                return table.take()
-            finally:
-                tables.append(table)
+                table = self._idle_tables.pop()
+            except IndexError:
+                table = EncodeTable(self._encoder_vocab, seeded=size >= SEEDING_BYTES)
+            table.reserve_output(len(byte_range))
+            buffer = TextBuffer(table, always_decode=special.need_decoded_text)
+            for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
+                pass
+            ids = table.take()
+            self._idle_tables.append(table)
+            return ids
 
         if num_threads == 1:
             yield from map(encode_range, ranges)
