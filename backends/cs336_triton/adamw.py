@@ -166,6 +166,8 @@ def update_tile(
     exp_avg += (gradient - exp_avg) * scalar(weight_of_gradient, ACCUMULATOR)
     exp_avg_sq = exp_avg_sq * scalar(beta2, ACCUMULATOR) + gradient * gradient * scalar(weight_of_square, ACCUMULATOR)
     spread = tl.sqrt(exp_avg_sq) * scalar(inverse_root, ACCUMULATOR) + scalar(eps, ACCUMULATOR)
+    if MASKED:
+        spread = tl.where(mask, spread, 1.0)
     value = value * scalar(decay, ACCUMULATOR) - exp_avg / spread * scalar(step_size, ACCUMULATOR)
     tl.store(exp_avg_pointer + at, exp_avg, mask=mask)
     tl.store(exp_avg_sq_pointer + at, exp_avg_sq, mask=mask)
@@ -320,4 +322,3 @@ update_operator = operator(
     update,
     lambda *arguments: None,
 )
-

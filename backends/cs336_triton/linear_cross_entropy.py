@@ -22,7 +22,7 @@ import triton.language as tl
 from cs336_registry.components.linear_cross_entropy import check
 
 from .configurations import Configuration, configuration
-from .cross_entropy import reduce_losses, highest_and_log_sum, target_logit
+from .cross_entropy import highest_and_log_sum, reduce_losses, target_logit
 from .operators import differentiable, operator, power_of_two_up_to, scalar
 from .runtime import (
     PRODUCTION_DTYPES,

@@ -322,7 +322,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 def _batch_heads(x: Tensor) -> Tensor:
-    """x as (B, H, S, D) with unit stride along D: a view, unless D is strided or five and more dimensions don't fold."""
+    """x as (B, H, S, D) with unit stride along D: a view, unless D is strided or more dimensions don't fold."""
     x = _unit_stride(x)
     if x.ndim > 4:
         return x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
