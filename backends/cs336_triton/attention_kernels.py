@@ -244,9 +244,12 @@ def load_normaliser(lse, statistics, rows, queries, PRECISE: tl.constexpr):
     inside = rows < queries
     if PRECISE:
         peak = tl.load(statistics + 2 * rows, mask=inside, other=float("inf"))
-        return peak, tl.load(statistics + 2 * rows + 1, mask=inside, other=0.0)
-    natural = tl.load(lse + rows, mask=inside, other=float("inf"))
-    return tl.where(natural == float("-inf"), float("inf"), natural * LOG2_E), 0.0
+        log2_total = tl.load(statistics + 2 * rows + 1, mask=inside, other=0.0)
+    else:
+        natural = tl.load(lse + rows, mask=inside, other=float("inf"))
+        peak = tl.where(natural == float("-inf"), float("inf"), natural * LOG2_E)
+        log2_total = tl.zeros_like(peak)
+    return peak, log2_total
 
 
 @triton.jit

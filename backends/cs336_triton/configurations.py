@@ -10,9 +10,10 @@ and keeps the winners in $XDG_CACHE_HOME/cs336_registry/triton/<card>.json. With
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from typing import Any
 import torch
 
 from .runtime import Card, card, dtype_name
+
+Key = tuple[str, str, str]
+"""A kernel, a dtype and a shape bucket."""
 
 TABLES = Path(__file__).parent / "tables"
 TUNE_VARIABLE = "CS336_TRITON_TUNE"
@@ -64,10 +68,42 @@ def configuration(
     to its output can't be tuned this way.
     """
     the_card = card(device)
+    key = (kernel, dtype_name(dtype), bucket)
+    if _experiment is not None:
+        return _experiment.answer(key, lambda: (default(the_card), *(candidates(the_card) if candidates else ())))
     if run is not None and candidates is not None and tuning_requested() and _can_time(device):
-        return _tuned(kernel, device, dtype_name(dtype), bucket, tuple(candidates(the_card)), run)
-    found = table(the_card.capability).get((kernel, dtype_name(dtype), bucket))
+        return _tuned(key, device, tuple(candidates(the_card)), run)
+    found = table(the_card.capability).get(key)
     return default(the_card) if found is None else found
+
+
+class Experiment:
+    """What the tuning script holds while it looks for a better table: it answers in place of table and default.
+
+    `found` collects every key asked for, with the kernel's own candidates, the default first.
+    """
+
+    def __init__(self, chosen: Mapping[Key, Configuration]) -> None:
+        self.chosen = chosen
+        self.found: dict[Key, tuple[Configuration, ...]] = {}
+
+    def answer(self, key: Key, candidates: Callable[[], tuple[Configuration, ...]]) -> Configuration:
+        self.found[key] = tuple(dict.fromkeys(candidates()))
+        return self.chosen.get(key, self.found[key][0])
+
+
+_experiment: Experiment | None = None
+
+
+@contextlib.contextmanager
+def experiment(chosen: Mapping[Key, Configuration]) -> Iterator[Experiment]:
+    """Inside, `configuration` answers `chosen`, and elsewhere each kernel's default."""
+    global _experiment
+    previous, _experiment = _experiment, Experiment(chosen)
+    try:
+        yield _experiment
+    finally:
+        _experiment = previous
 
 
 def tuning_requested() -> bool:
@@ -79,13 +115,13 @@ def tuning_requested() -> bool:
 
 
 @cache
-def table(capability: tuple[int, int]) -> dict[tuple[str, str, str], Configuration]:
+def table(capability: tuple[int, int]) -> dict[Key, Configuration]:
     """The committed table of a card: (kernel, dtype, bucket) to configuration; empty where none was measured."""
     path = TABLES / f"sm_{capability[0]}{capability[1]}.json"
     return read_rows(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else {}
 
 
-def read_rows(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Configuration]:
+def read_rows(rows: Iterable[dict[str, Any]]) -> dict[Key, Configuration]:
     return {
         (row["kernel"], row["dtype"], row["bucket"]): Configuration.of(
             row["num_warps"], row["num_stages"], **row["constants"]
@@ -94,7 +130,7 @@ def read_rows(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Conf
     }
 
 
-def write_rows(configurations: dict[tuple[str, str, str], Configuration]) -> list[dict[str, Any]]:
+def write_rows(configurations: Mapping[Key, Configuration]) -> list[dict[str, Any]]:
     return [
         {
             "kernel": kernel,
@@ -145,7 +181,7 @@ def cache_path(device: torch.device) -> Path:
     return root / "cs336_registry" / "triton" / f"{card_name}.json"
 
 
-_tuned_rows: dict[Path, dict[tuple[str, str, str], Configuration]] = {}
+_tuned_rows: dict[Path, dict[Key, Configuration]] = {}
 
 
 def _can_time(device: torch.device) -> bool:
@@ -154,10 +190,8 @@ def _can_time(device: torch.device) -> bool:
 
 
 def _tuned(
-    kernel: str,
+    key: Key,
     device: torch.device,
-    dtype: str,
-    bucket: str,
     candidates: tuple[Configuration, ...],
     run: Callable[[Configuration], None],
 ) -> Configuration:
@@ -165,7 +199,6 @@ def _tuned(
     if path not in _tuned_rows:
         _tuned_rows[path] = read_rows(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     rows = _tuned_rows[path]
-    key = (kernel, dtype, bucket)
     if rows.get(key) not in candidates:
         rows[key] = time_candidates(candidates, run)[0][1]
         write_json(path, write_rows(rows))

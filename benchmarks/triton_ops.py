@@ -1,0 +1,392 @@
+"""Times the Triton ops and their peers on one GPU, beside the card's own limits, and appends the rows.
+
+    python benchmarks/triton_ops.py [--only attention] [--dtype bfloat16] [--output FILE] [--dry-run]
+
+Each contender first computes the op in front of the contract's tolerance; a wrong one is recorded as wrong and not
+timed, an absent one as absent. Rounds of all contenders are interleaved, and the median, quartiles and share of the
+binding limit are recorded. Copy bandwidth and matrix product are measured in the same run. `--dry-run` goes the whole
+way at toy sizes on the CPU, with the kernels in the interpreter, and records nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One op at one size. `sizes` and `toy` are (shape arguments) of `tensors`; bytes and flops count one pass."""
+
+    component: str
+    sizes: tuple[int, ...]
+    toy: tuple[int, ...]
+    forward_tensors: float = 0.0
+    """Tensors of the first input's size that a forward pass must move."""
+    backward_tensors: float = 0.0
+    forward_flops: Callable[..., float] = lambda *sizes: 0.0
+    backward_flops: Callable[..., float] = lambda *sizes: 0.0
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def causal_flops(batch: int, heads: int, kv_heads: int, length: int, d: int) -> float:
+    """Two products over half of the scores."""
+    return 2.0 * batch * heads * length * length * d
+
+
+ATTENTION = partial(
+    Entry,
+    "attention",
+    toy=(1, 2, 1, 40, 16),
+    forward_flops=causal_flops,
+    backward_flops=lambda *sizes: 2.5 * causal_flops(*sizes),
+    options=(("is_causal", True),),
+)
+ENTRIES = (
+    Entry("rmsnorm", (16384, 4096), (5, 33), 2, 3),
+    Entry("rmsnorm", (4096, 16384), (5, 33), 2, 3),
+    Entry("add_rmsnorm", (16384, 4096), (5, 33), 4, 4),
+    Entry("silu", (16384, 11008), (5, 33), 2, 3),
+    Entry("swiglu", (16384, 11008), (5, 33), 3, 5),
+    Entry("rope", (4, 32, 4096, 128), (1, 2, 9, 16), 4, 4),
+    Entry("softmax", (16384, 4096), (5, 33), 2, 3),
+    Entry("softmax", (8192, 32768), (5, 33), 2, 3),
+    Entry("cross_entropy", (8192, 32768), (5, 33), 1, 2),
+    Entry(
+        "linear_cross_entropy",
+        (8192, 4096, 128256),
+        (5, 16, 33),
+        forward_flops=lambda rows, d, vocab: 2.0 * rows * d * vocab,
+        backward_flops=lambda rows, d, vocab: 4.0 * rows * d * vocab,
+    ),
+    ATTENTION(sizes=(4, 16, 16, 2048, 128)),
+    ATTENTION(sizes=(1, 16, 16, 8192, 128)),
+    ATTENTION(sizes=(4, 16, 4, 8192, 128)),
+    ATTENTION(sizes=(4, 32, 32, 4096, 64)),
+)
+
+
+def tensors(component: str, sizes: tuple[int, ...], dtype: Any, device: str) -> dict[str, Any]:
+    """Seeded arguments of an op at these sizes."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    if component in ("rmsnorm", "add_rmsnorm"):
+        found = {"x": normal(*sizes), "weight": normal(sizes[-1])}
+        return found if component == "rmsnorm" else {**found, "residual": normal(*sizes)}
+    if component == "swiglu":
+        return {"gate": normal(*sizes), "up": normal(*sizes)}
+    if component == "rope":
+        angles = torch.randn(sizes[-2], sizes[-1] // 2, generator=generator, device=device)
+        return {"q": normal(*sizes), "k": normal(*sizes), "cos": angles.cos(), "sin": angles.sin()}
+    if component == "cross_entropy":
+        return {"logits": normal(*sizes), "targets": torch.arange(sizes[0], device=device) * 31 % sizes[1]}
+    if component == "linear_cross_entropy":
+        rows, d, vocab = sizes
+        return {
+            "x": normal(rows, d),
+            "weight": normal(vocab, d) / d**0.5,
+            "targets": torch.arange(rows, device=device) * 31 % vocab,
+        }
+    if component == "attention":
+        batch, heads, kv_heads, length, d = sizes
+        return {"q": normal(batch, heads, length, d), **{n: normal(batch, kv_heads, length, d) for n in ("k", "v")}}
+    return {"x": normal(*sizes)}
+
+
+def contenders(component: str) -> dict[str, Callable[[], Callable[..., Any]]]:
+    """Name to a factory of the op; a factory raises ImportError where its library is absent."""
+
+    def backend(package: str) -> Callable[..., Any]:
+        return getattr(importlib.import_module(f"{package}.{component}"), component)
+
+    def compiled() -> Callable[..., Any]:
+        import torch
+
+        return torch.compile(backend("cs336_reference"), fullgraph=True, dynamic=False)
+
+    found = {
+        "triton": partial(backend, "cs336_triton"),
+        "torch": partial(backend, "cs336_torch"),
+        "torch_compile_of_reference": compiled,
+    }
+    return found | PEERS.get(component, {})
+
+
+def sdpa(name: str) -> Callable[..., Any]:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def attention(q, k, v, is_causal):
+        call = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=is_causal)
+        grouped = q.shape[1] != k.shape[1]
+        if name == "default":
+            return call(q, k, v, enable_gqa=grouped)
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            return call(q, k, v, enable_gqa=grouped)
+
+    return attention
+
+
+def flash_attention(module: str) -> Callable[..., Any]:
+    function = importlib.import_module(module).flash_attn_func
+
+    def attention(q, k, v, is_causal):
+        result = function(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
+        return (result[0] if isinstance(result, tuple) else result).transpose(1, 2)
+
+    return attention
+
+
+def liger(name: str) -> Callable[..., Any]:
+    functional = importlib.import_module("liger_kernel.transformers.functional")
+    peers = {
+        "rmsnorm": lambda x, weight: functional.liger_rms_norm(x, weight, 1e-5),
+        "swiglu": lambda gate, up: functional.liger_swiglu(gate, up),
+        "softmax": lambda x: functional.liger_softmax(x),
+        "cross_entropy": lambda logits, targets: functional.liger_cross_entropy(logits, targets),
+        "linear_cross_entropy": lambda x, weight, targets: functional.liger_fused_linear_cross_entropy(
+            x, weight, targets
+        ),
+    }
+    return peers[name]
+
+
+PEERS: dict[str, dict[str, Callable[[], Callable[..., Any]]]] = {
+    "attention": {
+        "sdpa_default": partial(sdpa, "default"),
+        "sdpa_cudnn": partial(sdpa, "CUDNN_ATTENTION"),
+        "sdpa_flash": partial(sdpa, "FLASH_ATTENTION"),
+        "flash_attention_2": partial(flash_attention, "flash_attn"),
+        "flash_attention_3": partial(flash_attention, "flash_attn_interface"),
+    },
+    **{
+        name: {"liger": partial(liger, name)}
+        for name in ("rmsnorm", "swiglu", "softmax", "cross_entropy", "linear_cross_entropy")
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    device = "cpu" if options.dry_run else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        print("triton_ops: needs a CUDA device (or --dry-run)", file=sys.stderr)
+        return 2
+    from cs336_registry.bench import roofline, rows
+
+    limits = None if options.dry_run else roofline.measure(device, options.dtype)
+    if limits is not None:
+        print(f"copy {limits.copy_bytes_per_second / 1e12:.2f} TB/s, ", end="")
+        print(f"{options.dtype} product {limits.matmul_flops_per_second / 1e12:.0f} TFLOP/s", flush=True)
+    for entry in ENTRIES:
+        if options.only not in entry.component:
+            continue
+        found = bench(entry, options, device, limits)
+        if options.output is not None and not options.dry_run:
+            rows.append(found, options.output)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only components whose name contains this")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--output", type=Path, help="JSON lines file that rows are appended to")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, nothing recorded")
+    return parser.parse_args(arguments)
+
+
+def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -> list[dict[str, Any]]:
+    """Rows of every contender in both directions, printed as they are found."""
+    import torch
+    import triton
+
+    from cs336_registry.bench import measurement, rows
+
+    dtype = getattr(torch, "float32" if options.dry_run else options.dtype)
+    sizes = entry.toy if options.dry_run else entry.sizes
+    origin = {
+        **rows.environment(device),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "benchmark": "triton_ops",
+        "component": entry.component,
+        "workload": "x".join(str(size) for size in sizes),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+    }
+    given = tensors(entry.component, sizes, dtype, device)
+    found, runs = [], {}
+    for name, factory in contenders(entry.component).items():
+        try:
+            function = factory()
+            wrong = verdict(entry, function, options, device, dtype)
+            if wrong:
+                raise AssertionError(wrong)
+            runs[name] = directions(function, given, dict(entry.options))
+        except Exception as error:
+            kind = "absent" if isinstance(error, ImportError) else "failed"
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            found.append({**origin, "backend": name, kind: reason})
+            print(f"{entry.component} {origin['workload']} {name}: {kind}: {reason}", flush=True)
+    timed: dict[tuple[str, str], list[float]] = {}
+    rounds = 2 if options.dry_run else ROUNDS
+    calls = {
+        (name, direction): 1 if options.dry_run else measurement.calls_for(call, device, budget=0.02)
+        for name, both in runs.items()
+        for direction, call in both.items()
+    }
+    for _ in range(rounds):
+        for (name, direction), count in calls.items():
+            seconds = measurement.seconds_per_call(runs[name][direction], count, device)
+            timed.setdefault((name, direction), []).append(seconds)
+    for (name, direction), seconds in timed.items():
+        row = {
+            **origin,
+            "backend": name,
+            "direction": direction,
+            **figures(entry, sizes, direction, seconds, given, limits),
+        }
+        found.append(row)
+        share = f" {row['share_of_limit']:.1%} of {row['limit']}" if "limit" in row else ""
+        print(
+            f"{entry.component} {origin['workload']} {name} {direction}: {row['seconds'] * 1e6:.1f} us{share}",
+            flush=True,
+        )
+    return found
+
+
+def verdict(entry: Entry, function: Callable[..., Any], options: Any, device: str, dtype: Any) -> str:
+    """Empty where values and gradients at toy size are within the contract's tolerance, else what is wrong."""
+    import torch
+
+    import cs336_registry as registry
+    from cs336_registry.compare import assert_within
+
+    contract = registry.contract(entry.component)
+    given = tensors(entry.component, entry.toy, dtype, device)
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
+    defaults = {"eps": 1e-5} if entry.component in ("rmsnorm", "add_rmsnorm") else {}
+    defaults |= {"dim": -1} if entry.component == "softmax" else {}
+    defaults |= {"reduction": "mean"} if "cross_entropy" in entry.component else {}
+    defaults |= {"token_positions": None} if entry.component == "rope" else {}
+    oracle = partial(contract.oracle, **defaults)
+    try:
+        results = [
+            gradients_of(call, values, dict(entry.options))
+            for call, values in ((function, given), (oracle, wide), (oracle, given))
+        ]
+        tolerances = (contract.tolerance, contract.gradient_tolerance)
+        for part, tolerance in zip(range(2), tolerances, strict=True):
+            assert_within(*(result[part] for result in results), tolerance, what=("result", "gradients")[part])
+    except AssertionError as error:
+        return str(error)
+    finally:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return ""
+
+
+def gradients_of(function: Callable[..., Any], given: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in given.items()}
+    for name in ("cos", "sin"):
+        if name in leaves:
+            leaves[name].requires_grad_(False)
+    import torch
+
+    results = function(**leaves, **options)
+    results = results if isinstance(results, tuple) else (results,)
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    # Cosines of the position: the same numbers in every dtype, and no sum over rows of a softmax vanishes.
+    grads = [torch.arange(r.numel(), device=r.device).cos().to(r.dtype).reshape(r.shape) for r in results]
+    gradients = torch.autograd.grad(results, wanted, grads)
+    return [result.detach() for result in results], list(gradients)
+
+
+def directions(
+    function: Callable[..., Any], given: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Callable[[], Any]]:
+    """Forward alone without gradients, backward alone over one kept graph, and both."""
+    import torch
+
+    leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in given.items()}
+    for name in ("cos", "sin"):
+        if name in leaves:
+            leaves[name].requires_grad_(False)
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+
+    def run() -> tuple[Any, ...]:
+        results = function(**leaves, **options)
+        return results if isinstance(results, tuple) else (results,)
+
+    kept = run()
+    grads = [torch.randn_like(result) for result in kept]
+
+    def forward() -> None:
+        with torch.no_grad():
+            run()
+
+    def both() -> None:
+        torch.autograd.grad(run(), wanted, grads)
+
+    try:
+        torch.autograd.grad(kept, wanted, grads, retain_graph=True)
+    except RuntimeError:
+        # A peer that writes its gradient over saved tensors can only be run forward and backward together.
+        return {"forward": forward, "both": both}
+    return {
+        "forward": forward,
+        "backward": lambda: torch.autograd.grad(kept, wanted, grads, retain_graph=True),
+        "both": both,
+    }
+
+
+def figures(
+    entry: Entry, sizes: tuple[int, ...], direction: str, seconds: list[float], given: dict[str, Any], limits: Any
+) -> dict[str, Any]:
+    """Median and quartiles, and the share of the limit that binds."""
+    low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    found: dict[str, Any] = {"seconds": median, "seconds_low": low, "seconds_high": high, "rounds": len(seconds)}
+    if limits is None:
+        return found
+    first = next(iter(given.values()))
+    parts = [direction == "forward" or direction == "both", direction == "backward" or direction == "both"]
+    size = first.numel() * first.element_size()
+    moved = size * (parts[0] * entry.forward_tensors + parts[1] * entry.backward_tensors)
+    flops = parts[0] * entry.forward_flops(*sizes) + parts[1] * entry.backward_flops(*sizes)
+    shares = {
+        "copy": moved / median / limits.copy_bytes_per_second,
+        "matmul": flops / median / limits.matmul_flops_per_second,
+    }
+    limit = max(shares, key=lambda name: shares[name])
+    return found | {
+        "bytes_per_second": moved / median,
+        "flops_per_second": flops / median,
+        "limit": limit,
+        "share_of_limit": shares[limit],
+        "roofline": limits.to_dict(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
