@@ -46,7 +46,7 @@ class PlainAttention(nn.Module):
             tables = rotation_tables(self.d_head, self.max_seq_len or seq, self.rope_theta, x.device)
             if token_positions is not None:
                 token_positions = token_positions.broadcast_to(*leading, seq).reshape(-1, seq)
-            q, k = rope(q, k, *tables, token_positions)
+            q, k = (rope(heads, None, *tables, token_positions)[0] for heads in (q, k))
         attended = attention(q, k, v, is_causal=True).movedim(1, 2)
         return self.output_proj(attended.reshape(*leading, seq, d_model))
 

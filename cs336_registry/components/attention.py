@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..arguments import ArgumentMaker
 from ..checks import require_floating, require_integer, require_same_dtype
@@ -52,21 +52,20 @@ def check(
     """Refuse arguments outside the contract; every backend calls this, so every backend says the same."""
     require_floating("attention", q=q, k=k, v=v)
     require_same_dtype("attention", q=q, k=k, v=v)
-    shapes = f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
     if q.ndim < 2 or k.ndim != q.ndim or v.ndim != q.ndim:
-        raise ValueError(f"attention: {shapes}: they must have equally many dimensions, at least two")
+        raise ValueError(f"attention: {_shapes(q, k, v)}: they must have equally many dimensions, at least two")
     if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
-        raise ValueError(f"attention: {shapes}: the last dimension of q and k must be equal and not empty")
+        raise ValueError(f"attention: {_shapes(q, k, v)}: the last dimension of q and k must be equal and not empty")
     if k.shape[:-1] != v.shape[:-1] or k.shape[-2] == 0:
         raise ValueError(
-            f"attention: {shapes}: k and v must agree in all but the last dimension, with at least one key"
+            f"attention: {_shapes(q, k, v)}: k and v must agree in all but the last dimension, with at least one key"
         )
     if q.ndim < 4 and q.shape[:-2] != k.shape[:-2]:
-        raise ValueError(f"attention: {shapes}: the leading dimensions must be equal")
+        raise ValueError(f"attention: {_shapes(q, k, v)}: the leading dimensions must be equal")
     if q.ndim >= 4 and (q.shape[:-3] != k.shape[:-3] or k.shape[-3] == 0 or q.shape[-3] % k.shape[-3]):
         raise ValueError(
-            f"attention: {shapes}: the batch dimensions must be equal and the heads of k and v must divide the heads "
-            f"of q"
+            f"attention: {_shapes(q, k, v)}: the batch dimensions must be equal and the heads of k and v must divide "
+            f"the heads of q"
         )
     if mask is not None:
         _check_mask(mask, (*q.shape[:-1], k.shape[-2]))
@@ -74,6 +73,10 @@ def check(
         _check_documents(document_ids, q.shape[:-3] if q.ndim >= 4 else q.shape[:-2], q.shape[-2], k.shape[-2])
     if scale is not None and not scale > 0:
         raise ValueError(f"attention: scale is {scale}: it must be positive (the default is 1 / sqrt(d_head))")
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return f"q, k, v have shapes {', '.join(str(tuple(tensor.shape)) for tensor in tensors)}"
 
 
 def _check_mask(mask: Tensor, scores: tuple[int, ...]) -> None:
@@ -285,7 +288,9 @@ def groups_share_keys(attention, make: ArgumentMaker) -> None:
     assert_nearly_equal(attention(q, k, v), attention(q, *repeated))
 
 
-def _workload(batch: int, heads: int, kv_heads: int, seq: int, d_head: int, is_causal: bool, device: str) -> Workload:
+def _workload(
+    batch: int, heads: int, kv_heads: int, seq: int, d_head: int, is_causal: bool, device: Literal["any", "cpu", "cuda"]
+) -> Workload:
     moved = 2 * batch * (heads + kv_heads) * seq * d_head
     flops = 4.0 * batch * heads * seq * seq * d_head * (0.5 if is_causal else 1.0)
     return Workload(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..arguments import ArgumentMaker
 from ..compare import assert_nearly_equal
@@ -133,7 +133,7 @@ def the_first_token_attends_to_itself(build: Callable[..., Any], make: ArgumentM
     assert_nearly_equal(observe(build, given)[:, 0], expected.to(given["x"].dtype), what="the first token's result")
 
 
-def _workload(batch: int, seq: int, d_model: int, num_heads: int, device: str) -> Workload:
+def _workload(batch: int, seq: int, d_model: int, num_heads: int, device: Literal["any", "cpu", "cuda"]) -> Workload:
     tokens = batch * seq
     flops = 8.0 * tokens * d_model**2 + 2.0 * tokens * seq * d_model
     return Workload(

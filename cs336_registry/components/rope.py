@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import ArgumentMaker
 from ..checks import require_floating, require_in_range, require_integer
@@ -83,7 +83,7 @@ def align_positions(token_positions: Tensor, x: Tensor) -> Tensor:
     return token_positions.reshape(*leading, *(1,) * (x.ndim - 2 - len(leading)), seq)
 
 
-def rotation_tables(d_head: int, max_seq_len: int, theta: float, device: str | None = None) -> tuple[Tensor, Tensor]:
+def rotation_tables(d_head: int, max_seq_len: int, theta: float, device: Any = None) -> tuple[Tensor, Tensor]:
     """The tables `cos, sin` of (max_seq_len, d_head // 2): angles in float64, rounded once to float32."""
     import torch
 
@@ -351,12 +351,12 @@ contract = Component(
             ),
             flops=3.0 * batch * (heads + kv_heads) * seq * d_head,
             backward_flops=3.0 * batch * (heads + kv_heads) * seq * d_head,
-            device=device,
+            device="any" if seq < 8192 else "cuda",
         )
-        for batch, heads, kv_heads, seq, d_head, device in (
-            (4, 16, 16, 256, 32, "any"),
-            (4, 12, 12, 1024, 64, "any"),
-            (4, 32, 8, 8192, 128, "cuda"),
+        for batch, heads, kv_heads, seq, d_head in (
+            (4, 16, 16, 256, 32),
+            (4, 12, 12, 1024, 64),
+            (4, 32, 8, 8192, 128),
         )
     ),
     adapter="run_rope",

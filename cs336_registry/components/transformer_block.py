@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..arguments import ArgumentMaker
 from ..compare import assert_nearly_equal
@@ -123,7 +123,9 @@ def post_norm_ends_normalised(build: Callable[..., Any], make: ArgumentMaker) ->
     assert_nearly_equal(mean_square, 0 * mean_square + 1, what="the mean square of post-norm's result")
 
 
-def _workload(batch: int, seq: int, d_model: int, num_heads: int, d_ff: int, device: str) -> Workload:
+def _workload(
+    batch: int, seq: int, d_model: int, num_heads: int, d_ff: int, device: Literal["any", "cpu", "cuda"]
+) -> Workload:
     tokens = batch * seq
     flops = tokens * (8.0 * d_model**2 + 2.0 * seq * d_model + 6.0 * d_model * d_ff)
     return Workload(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..arguments import ArgumentMaker
 from ..compare import assert_nearly_equal
@@ -154,7 +154,14 @@ def a_prefix_has_the_same_logits(build: Callable[..., Any], make: ArgumentMaker)
 
 
 def _workload(
-    batch: int, seq: int, vocab_size: int, d_model: int, num_layers: int, num_heads: int, d_ff: int, device: str
+    batch: int,
+    seq: int,
+    vocab_size: int,
+    d_model: int,
+    num_layers: int,
+    num_heads: int,
+    d_ff: int,
+    device: Literal["any", "cpu", "cuda"],
 ) -> Workload:
     tokens = batch * seq
     parameters = num_layers * (4 * d_model**2 + 3 * d_model * d_ff) + vocab_size * d_model
