@@ -8,6 +8,7 @@ called.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -157,9 +158,10 @@ class Component:
             found = inspect.signature(implementation)
         except (TypeError, ValueError):
             return "its signature can't be read (wrap it in a Python function)"
+        bound = implementation.keywords if isinstance(implementation, functools.partial) else {}
         extra_keywords = any(p.kind is p.VAR_KEYWORD for p in found.parameters.values())
         for name, wanted in self.parameters.items():
-            if wanted.kind in (wanted.VAR_KEYWORD, wanted.VAR_POSITIONAL):
+            if wanted.kind in (wanted.VAR_KEYWORD, wanted.VAR_POSITIONAL) or name in bound:
                 continue
             have = found.parameters.get(name)
             if have is None:
