@@ -114,7 +114,7 @@ class Tokenizer:
 
 
 class _Pieces(dict[str, tuple[int, ...]]):
-    """The ids of pieces, worked out when first asked for."""
+    """The ids of pieces, worked out when first asked for; their pretokens, which are fewer, are remembered too."""
 
     def __init__(self, vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]], pattern: str) -> None:
         super().__init__()
@@ -124,13 +124,23 @@ class _Pieces(dict[str, tuple[int, ...]]):
             (id_of[left], id_of[right]): (rank, id_of[left + right]) for rank, (left, right) in enumerate(merges)
         }
         self._find_pretokens = pretoken_finder(pattern)
+        self._pretokens: dict[str, list[int]] = {}
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
-        ids = tuple(chain.from_iterable(self._merged(utf8(pretoken)) for pretoken in self._find_pretokens(piece)))
+        ids = tuple(chain.from_iterable(map(self._ids_of_pretoken, self._find_pretokens(piece))))
         if len(piece) <= LONGEST_PIECE:
             if len(self) >= MOST_PIECES:
                 self.clear()
+                self._pretokens.clear()
             self[piece] = ids
+        return ids
+
+    def _ids_of_pretoken(self, pretoken: str) -> list[int]:
+        ids = self._pretokens.get(pretoken)
+        if ids is None:
+            ids = self._merged(utf8(pretoken))
+            if len(pretoken) <= LONGEST_PIECE:
+                self._pretokens[pretoken] = ids
         return ids
 
     def _merged(self, pretoken: bytes) -> list[int]:
