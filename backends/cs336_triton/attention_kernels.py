@@ -38,12 +38,14 @@ def load_tile(
     column = tl.arange(0, BLOCK_WIDTH)
     pointers = pointer + tl.cast(start, tl.int64) * stride + (row[:, None] * stride + column[None, :])
     if CHECK_ROWS and WIDTH != BLOCK_WIDTH:
-        return tl.load(pointers, mask=(start + row < length)[:, None] & (column < WIDTH)[None, :], other=0.0)
-    if CHECK_ROWS:
-        return tl.load(pointers, mask=(start + row < length)[:, None], other=0.0)
-    if WIDTH != BLOCK_WIDTH:
-        return tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0)
-    return tl.load(pointers)
+        tile = tl.load(pointers, mask=(start + row < length)[:, None] & (column < WIDTH)[None, :], other=0.0)
+    elif CHECK_ROWS:
+        tile = tl.load(pointers, mask=(start + row < length)[:, None], other=0.0)
+    elif WIDTH != BLOCK_WIDTH:
+        tile = tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile
 
 
 @triton.jit
@@ -62,8 +64,10 @@ def store_tile(
 def load_ids(documents, stride, positions, length, outside, HAS_DOCUMENTS: tl.constexpr):
     """The document ids at `positions`, `outside` beyond the end; zeros where there are no documents."""
     if HAS_DOCUMENTS:
-        return tl.load(documents + tl.cast(positions, tl.int64) * stride, mask=positions < length, other=outside)
-    return tl.zeros_like(positions)
+        ids = tl.load(documents + tl.cast(positions, tl.int64) * stride, mask=positions < length, other=outside)
+    else:
+        ids = tl.zeros_like(positions)
+    return ids
 
 
 @triton.jit
