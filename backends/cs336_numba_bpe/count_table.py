@@ -140,4 +140,4 @@ class CountTable:
 
 
 def _growth_factor(slots: int) -> int:
-    return 4 if slots < (1 << 22) else 2
+    return 4 if slots < (1 << 18) else 2

@@ -22,10 +22,10 @@ _ROWS = "uint64[] int64[] int64[] int64[]"
 _PAIRS = "uint64[] int32[]"
 _TOKENS = "uint8[] int64[] int64[] uint64[]"
 _NEIGHBOURS = "int64[] int64[] int64[] int64[] int32[] int32[]"
-_LIST_BYTE_PAIRS = f"int32[] int64[] int64[] int64[] {{place}}[] uint64[] int64[] int64[] int64[] {_PAIRS} int64[]"
+_LIST_BYTE_PAIRS = f"{{symbol}}[] int64[] int64[] int64[] {{place}}[] uint64[] int64[] int64[] int64[] {_PAIRS} int64[]"
 _MERGE_PAIRS = (
-    f"int64 int32[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
-    f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int32[] int32[]"
+    f"int64 {{symbol}}[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
+    f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int64 int32[] int32[]"
 )
 
 _MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[]"
@@ -33,6 +33,16 @@ _MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[]"
 
 def _kernel(module: str, arguments: str) -> Kernel:
     return Kernel(module, tuple(arguments.split()))
+
+
+def _merge_kernels(**types: str) -> dict[str, Kernel]:
+    symbol = types["symbol"]
+    return {
+        "lay_out_words": _kernel("merge_engine", f"uint8[] int64[] int64[] {symbol}[] int32[] int64[] int64"),
+        "count_byte_pairs": _kernel("merge_engine", f"{symbol}[] int32[] int64[] int64[] int64[]"),
+        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(**types)),
+        "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(**types)),
+    }
 
 
 GROUPS: dict[str, dict[str, Kernel]] = {
@@ -48,16 +58,13 @@ GROUPS: dict[str, dict[str, Kernel]] = {
         "list_words": _kernel("count_table", "uint64[][] uint8[] uint64[] uint8[] int64[] int64[]"),
     },
     "merge": {
-        "lay_out_words": _kernel("merge_engine", "uint8[] int64[] int64[] int32[] int32[] int64[]"),
-        "count_byte_pairs": _kernel("merge_engine", "int32[] int32[] int64[] int64[] int64[]"),
-        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(place="int32")),
+        **_merge_kernels(symbol="uint16", place="int32"),
         "move_pairs": _kernel("merge_engine", "uint64[] int32[] uint64[] int32[]"),
-        "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(place="int32")),
     },
-    # The same with 64-bit places, for corpora whose unique words have 2**31 bytes or more.
+    # For vocabularies of more than 2**16 tokens, and for corpora whose unique words have 2**31 bytes or more.
     "merge_wide": {
-        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(place="int64")),
-        "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(place="int64")),
+        **_merge_kernels(symbol="int32", place="int64"),
+        "move_pairs": _kernel("merge_engine", "uint64[] int32[] uint64[] int32[]"),
     },
     "encode": {
         "put_merges": _kernel("encoder", "int32[] int32[] int32[] int32[] uint64[][]"),

@@ -27,8 +27,8 @@ from .merge_state import (
 )
 
 NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
-NARROW_LIMIT = 2**31 - 2**20
-"""With this many symbols or more, places take 64 bits."""
+NARROW_SYMBOLS, NARROW_TOKENS = 2**31 - 2**20, 2**16 - 2
+"""With this many symbols or tokens, places take 64 bits and symbols 32, instead of 32 and 16."""
 NO_MERGES = np.empty(0, np.int32)
 
 ROW_ARRAYS = ("row_keys", "row_counts", "row_starts", "row_lengths")
@@ -44,7 +44,7 @@ MERGE_ARRAYS = ("merge_left", "merge_right", "merge_count")
 class MergeEngine:
     """BPE merges of counted words, in order; `tie_break` is "greatest_bytes" or "smallest_ids".
 
-    wide: places in 64 bits; by default where the size of the words demands it.
+    wide: places in 64 bits and symbols in 32; by default where the words or the vocabulary demand it.
     Raises OverflowError where a pair count could pass 2**63 - 1.
     """
 
@@ -58,12 +58,11 @@ class MergeEngine:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         _check_sum(words)
-        self.kernels = load_kernels("merge", announce=announce)
         num_symbols = words.num_bytes + len(words) + 1
-        self.wide = num_symbols >= NARROW_LIMIT if wide is None else wide
-        self.place_type = np.int64 if self.wide else np.int32
-        sized_kernels = load_kernels("merge_wide", announce=announce) if self.wide else self.kernels
-        self._merge_pairs, self._list_byte_pairs = sized_kernels.merge_pairs, sized_kernels.list_byte_pairs
+        self.wide = num_symbols >= NARROW_SYMBOLS or max_tokens >= NARROW_TOKENS if wide is None else wide
+        self.kernels = load_kernels("merge_wide" if self.wide else "merge", announce=announce)
+        self.place_type, self.symbol_type = (np.int64, np.int32) if self.wide else (np.int32, np.uint16)
+        self.separator = int(np.iinfo(self.symbol_type).max)
         self.order_by_bytes = tie_break == "greatest_bytes"
         self.state = np.zeros(STATE_LENGTH, np.int64)
         self._lay_out(words, num_symbols)
@@ -71,12 +70,13 @@ class MergeEngine:
         self._make_rows()
 
     def _lay_out(self, words: WordCounts, num_symbols: int) -> None:
-        self.symbols = np.empty(num_symbols, np.int32)
+        self.symbols = np.empty(num_symbols, self.symbol_type)
         self.word_ids = np.empty(num_symbols, np.int32)
         self.word_counts = np.empty(len(words), np.int64)
         used = self.kernels.lay_out_words(
-            words.word_bytes, words.word_starts, words.counts, self.symbols, self.word_ids, self.word_counts
-        )
+            words.word_bytes, words.word_starts, words.counts,
+            self.symbols, self.word_ids, self.word_counts, self.separator,
+        )  # fmt: skip
         self.symbols, self.word_ids = self.symbols[:used], self.word_ids[:used]
 
     def _make_tokens(self, max_tokens: int) -> None:
@@ -110,7 +110,7 @@ class MergeEngine:
         self.heap_counts, self.heap_rows = np.empty(1 << 16, np.int64), np.empty(1 << 16, np.int32)
         self.found = np.empty(1 << 14, self.place_type)
         self.found_left, self.found_right = np.empty(1 << 14, np.int32), np.empty(1 << 14, np.int32)
-        self._list_byte_pairs(
+        self.kernels.list_byte_pairs(
             self.symbols, pair_counts, pair_places, np.empty(65536, np.int64), self.arena, self.row_keys,
             self.row_counts, self.row_starts, self.row_lengths, self.pair_keys, self.pair_rows, self.state,
         )  # fmt: skip
@@ -132,7 +132,7 @@ class MergeEngine:
         """
         while True:
             self._grow(MERGE_ARRAYS, stop_at)
-            outcome = self._merge_pairs(
+            outcome = self.kernels.merge_pairs(
                 stop_at, self.symbols, self.word_ids, self.word_counts, self.arena,
                 self.row_keys, self.row_counts, self.row_starts, self.row_lengths,
                 self.pair_keys, self.pair_rows, self.heap_counts, self.heap_rows,
@@ -140,7 +140,7 @@ class MergeEngine:
                 self.left_counts, self.right_counts, self.left_places, self.right_places,
                 self.left_tokens, self.right_tokens, self.found, self.found_left, self.found_right,
                 self.merge_left, self.merge_right, self.merge_count, self.state,
-                int(self.order_by_bytes), *forced,
+                int(self.order_by_bytes), self.separator, *forced,
             )  # fmt: skip
             if outcome != NEEDS_GROWTH:
                 return outcome != FINISHED

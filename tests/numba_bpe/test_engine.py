@@ -125,7 +125,8 @@ def test_wide_places_give_the_same_merges() -> None:
     engines = [MergeEngine(WordCounts.from_dict(words), 800, wide=wide) for wide in (False, True)]
     for engine in engines:
         engine.run(544)
-    assert engines[1].arena.dtype == np.int64
+    assert engines[1].arena.dtype == np.int64 and engines[1].symbols.dtype == np.int32
+    assert MergeEngine(WordCounts.from_dict(words), 70_000).wide, "ids beyond 16 bits need wide symbols"
     assert engine_merges(engines[0]) == engine_merges(engines[1])
     assert [merge[:2] for merge in engine_merges(engines[0])] == train_merges(words, 544, "greatest_bytes")
 

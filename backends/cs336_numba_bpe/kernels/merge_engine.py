@@ -1,8 +1,9 @@
 """The merge loop over flat arrays.
 
-`symbols` holds all words of two bytes or more, one symbol per byte, with separators between them. A token of several
-bytes has its id on its first and on its last byte, so both neighbours are found from token lengths alone. `word_ids`
-gives each byte's word, `word_counts` each word's count.
+`symbols` holds all words of two bytes or more, one symbol per byte, with separators between them (the greatest number
+of its type; the next lower one marks bytes inside tokens). A token of several bytes has its id on its first and on its
+last byte, so both neighbours are found from token lengths alone. `word_ids` gives each byte's word, `word_counts` each
+word's count.
 
 A pair (a row of the row arrays) has an exact count and a list of places where it was seen. All places of a pair
 appear in the very merge that made its newer token, so its list is written once, in order; a place that has become
@@ -45,7 +46,6 @@ from .intrinsics import helper, kernel, prefetch
 NO_KEY = uint64(0xFFFFFFFFFFFFFFFF)
 LOW_HALF = uint64(0xFFFFFFFF)
 MULTIPLIER = uint64(0x9E3779B97F4A7C15)
-SEPARATOR, INSIDE = -1, -3
 BYTE_PAIRS = 65536
 FIRST_THRESHOLD_SHARE = 16
 """The heap is filled with pairs that occur at least a sixteenth as often as the most frequent one."""
@@ -179,10 +179,10 @@ def heap_replace_top(
 
 
 @kernel
-def lay_out_words(word_bytes, word_starts, counts, symbols, word_ids, word_counts):
+def lay_out_words(word_bytes, word_starts, counts, symbols, word_ids, word_counts, separator):
     """Write words of two bytes or more as symbols; returns how many symbols there are."""
     used, word = 1, 0
-    symbols[0], word_ids[0] = SEPARATOR, 0
+    symbols[0], word_ids[0] = separator, 0
     for index in range(counts.shape[0]):
         start, stop = word_starts[index], word_starts[index + 1]
         if stop - start < 2:
@@ -191,7 +191,7 @@ def lay_out_words(word_bytes, word_starts, counts, symbols, word_ids, word_count
         for position in range(start, stop):
             symbols[used], word_ids[used] = word_bytes[position], word
             used += 1
-        symbols[used], word_ids[used] = SEPARATOR, word
+        symbols[used], word_ids[used] = separator, word
         used += 1
         word += 1
     return used
@@ -202,7 +202,7 @@ def count_byte_pairs(symbols, word_ids, word_counts, pair_counts, pair_places):
     """Add up the count and the number of places of each of the 65,536 byte pairs."""
     for position in range(symbols.shape[0] - 1):
         left, right = int64(symbols[position]), int64(symbols[position + 1])
-        if left >= 0 and right >= 0:
+        if left < 256 and right < 256:
             pair = (left << 8) | right
             pair_counts[pair] += word_counts[word_ids[position]]
             pair_places[pair] += 1
@@ -237,7 +237,7 @@ def list_byte_pairs(
             used += pair_places[pair]
     for position in range(symbols.shape[0] - 1):
         left, right = int64(symbols[position]), int64(symbols[position + 1])
-        if left >= 0 and right >= 0:
+        if left < 256 and right < 256:
             pair = (left << 8) | right
             arena[next_place[pair]] = position
             next_place[pair] += 1
@@ -278,6 +278,7 @@ def merge_pairs(
     merge_count,
     state,
     order_by_bytes,
+    separator,
     forced_left,
     forced_right,
 ):
@@ -287,6 +288,7 @@ def merge_pairs(
     Returns PAUSED, FINISHED or NEEDS_GROWTH; then state[NEEDED] is an upper bound for
     the places of the next merge (or for the heap's entries) and state[LENGTH] is the new token's length.
     """
+    inside = separator - 1
     symbols_address, word_ids_address = address_of(symbols), address_of(word_ids)
     while state[MERGES_DONE] < stop_at:
         row = int64(-1)
@@ -392,13 +394,13 @@ def merge_pairs(
             end = second + right_length
             before, after = int64(symbols[position - 1]), int64(symbols[end])
             if left_length > 1:
-                symbols[second - 1] = INSIDE
-            symbols[second] = INSIDE
+                symbols[second - 1] = inside
+            symbols[second] = inside
             symbols[position] = result
             symbols[end - 1] = result
             found[num_found], found_left[num_found], found_right[num_found] = position, before, after
             num_found += 1
-            if before >= 0:
+            if before < inside:
                 if left_places[before] == 0:
                     left_tokens[num_left] = before
                     num_left += 1
@@ -406,7 +408,7 @@ def merge_pairs(
                 left_counts[before] += count
                 if before == result:
                     twice += count
-            if after >= 0:
+            if after < inside:
                 if right_places[after] == 0:
                     right_tokens[num_right] = after
                     num_right += 1
@@ -459,10 +461,10 @@ def merge_pairs(
                     )  # fmt: skip
         for index in range(num_found):
             before, after = int64(found_left[index]), int64(found_right[index])
-            if before >= 0:
+            if before < inside:
                 arena[left_places[before]] = found[index] - token_lengths[before]
                 left_places[before] += 1
-            if after >= 0:
+            if after < inside:
                 arena[right_places[after]] = found[index]
                 right_places[after] += 1
         for index in range(num_left):
