@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing import connection, get_context
 from typing import Any
@@ -94,16 +95,18 @@ def _serve(pipe: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    while True:
-        try:
-            task = pipe.recv_bytes()
-        except EOFError:
-            return
-        try:
-            answer = pickle.dumps((True, _run(*pickle.loads(task))))
-        except BaseException as error:
-            answer = pickle.dumps((False, error))
-        pipe.send_bytes(answer)
+    # When the pipe breaks, whoever asked is gone and there is nobody left to tell.
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send_bytes(_answer(pipe.recv_bytes()))
+
+
+def _answer(task: bytes) -> bytes:
+    """(True, result) or (False, error), pickled."""
+    try:
+        return pickle.dumps((True, _run(*pickle.loads(task))))
+    except BaseException as error:
+        return pickle.dumps((False, error))
 
 
 def _run(rank: int, world_size: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
