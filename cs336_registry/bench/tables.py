@@ -112,7 +112,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
+def grid(rows: Sequence[dict[str, Any]]) -> str:
+    """Component x backend: what was proven, in which dtypes, how fast."""
+    from ..conformance.matrix import grid
+
+    return grid(rows)
+
+
 TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "grid": grid,
     "component_speeds": component_speeds,
     "bpe_training": bpe_training,
     "encoding": encoding,

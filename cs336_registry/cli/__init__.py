@@ -31,6 +31,18 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "Proof and speed": {
+        "conformance": (
+            "conformance:conformance",
+            "Judge backends by the contracts of what they claim: cases, gradients, laws, errors, layouts, determinism.",
+        ),
+        "mutants": (
+            "conformance:mutants",
+            "Judge the kit itself: every wrong backend of a shipped set must be caught, and by which check.",
+        ),
+        "matrix": (
+            "conformance:matrix",
+            "Show what each backend claims and what was proven of it, from the committed rows, with its speed.",
+        ),
         "new": (
             "new:new",
             "Write a working plugin distribution: one component, its conformance test and its benchmark.",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..component import Component
 
 PYPROJECT = """\
 [build-system]
@@ -107,7 +111,7 @@ def new(name: str, /, *, component: str = "rmsnorm", out: Path | None = None) ->
     name
         The backend's name: lower-case letters, digits and underscores, such as mine.
     component
-        The component to begin with; any of kind op.
+        The component to begin with, one that has gradients.
     out
         The folder to write, which must not exist; ./cs336-NAME by default.
     """
@@ -134,9 +138,10 @@ def distribution(name: str, component: str) -> dict[str, str]:
             f"{name!r} can't name a new backend: lower-case letters, digits and _, a letter first, not taken"
         )
     contract = registry.contract(component)
-    ops = [one for one in registry.components() if registry.contract(one).kind == "op"]
-    if component not in ops:
-        raise ValueError(f"{component!r} is a component of kind {contract.kind}; start from one of {', '.join(ops)}")
+    # What has gradients has an oracle that is called as the component is: plain PyTorch to begin with.
+    usable = [one for one in registry.components() if _is_differentiable_op(registry.contract(one))]
+    if component not in usable:
+        raise ValueError(f"{component!r} is no differentiable op; start from one of {', '.join(usable)}")
     facts = {
         "name": name,
         "distribution": f"cs336-{name.replace('_', '-')}",
@@ -144,7 +149,7 @@ def distribution(name: str, component: str) -> dict[str, str]:
         "component": component,
         "summary": contract.summary[:1].upper() + contract.summary[1:],
         "formula": contract.formula,
-        "gradient": bool(contract.differentiable),
+        "gradient": True,
         **_calls(component),
     }
     package = facts["package"]
@@ -156,6 +161,10 @@ def distribution(name: str, component: str) -> dict[str, str]:
         "tests/test_conformance.py": TEST.format(**facts),
         f"benchmarks/{component}.py": BENCHMARK.format(**facts),
     }
+
+
+def _is_differentiable_op(contract: Component) -> bool:
+    return contract.kind == "op" and bool(contract.differentiable) and contract.observe is None
 
 
 def _calls(component: str) -> dict[str, str]:
