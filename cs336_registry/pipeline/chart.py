@@ -123,7 +123,7 @@ def _y_grid(axis: _Axis) -> str:
     return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis(tick):.1f}" y2="{axis(tick):.1f}"/>'
         + _text("tick", LEFT - 8, axis(tick) + 4, _number(tick), "end")
-        for tick in axis.ticks(5)
+        for tick in axis.ticks(7)
     )
 
 

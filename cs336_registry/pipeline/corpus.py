@@ -23,7 +23,18 @@ from .errors import MismatchError
 from .progress import Progress
 
 LEFT_OUT = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "encodings",
+        "pydoc_data",
+        "__pycache__",
+    }
 )
 """Folders of the standard library that are not written as prose or programs: tables, test data, installed packages."""
 
@@ -119,11 +130,10 @@ def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, 
 def standard_library_files() -> list[Path]:
     """The .py files of the running interpreter's standard library, in a fixed order, without LEFT_OUT."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = [
-        path
-        for path in root.rglob("*.py")
-        if not LEFT_OUT.intersection(path.relative_to(root).parts[:-1]) and "__pycache__" not in path.parts
-    ]
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - LEFT_OUT)
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
     if sum(path.stat().st_size for path in found) < 1_000_000:
         raise FileNotFoundError(
             f"the standard library's sources are not at {root} (this Python may come without them): pass your own "

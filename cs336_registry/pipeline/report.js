@@ -27,4 +27,5 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     output.hidden = true;
     line.setAttribute("visibility", "hidden");
   });
+  figure.dataset.ready = "";
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from ..text.progress import duration
@@ -27,7 +28,7 @@ def tiles(runs: Sequence[Run]) -> str:
     if run.tokens_per_second:
         device = run.record.get("device", "")
         found.append(("tokens per second", f"{run.tokens_per_second:,.0f}", f"median, {device}", False))
-    found.append(("time", duration(run.seconds), f"{len(run.steps):,} steps", False))
+    found.append(("time", _short(run.seconds), f"{len(run.steps):,} steps", False))
     if accounting := run.of("accounting"):
         cost = f"{accounting['flops_per_token'] / 1e6:.1f} MFLOP a token"
         found.append(("parameters", f"{accounting['parameters'] / 1e6:.2f} M", cost, False))
@@ -103,7 +104,7 @@ def samples(runs: Sequence[Run]) -> str:
         return ""
     settings = runs[0].configuration["evaluation"]
     how = f"Temperature {settings['temperature']}, top-p {settings['top_p']}; the prompt is coloured."
-    return f'<h2>What it writes</h2><p>{how}</p><div class="grid2">{"".join(blocks)}</div>'
+    return f'<h2>What it writes</h2><p>{how}</p><div class="samples">{"".join(blocks)}</div>'
 
 
 def tokenizer(runs: Sequence[Run]) -> str:
@@ -122,9 +123,12 @@ def tokenizer(runs: Sequence[Run]) -> str:
             "time to train": duration(facts["seconds"]) if facts.get("seconds") is not None else "made elsewhere",
             "fingerprint": facts["fingerprint"],
         }
-        longest = "".join(f"<code>{escape(_visible(token))}</code>" for token in facts["longest_tokens"])
         cards.append(f'<div class="card">{_table(rows)}</div>')
-        cards.append(f'<div class="card"><h3>Longest tokens</h3><div class="chips">{longest}</div></div>')
+        kinds = {"Longest tokens": "longest_tokens", "Longest tokens with letters": "longest_words"}
+        chips = "".join(
+            f'<h3>{title}</h3><div class="chips">{_chips(facts[key])}</div>' for title, key in kinds.items()
+        )
+        cards.append(f'<div class="card">{chips}</div>')
     return f'<h2>Tokenizer</h2><div class="grid2">{"".join(cards)}</div>' if cards else ""
 
 
@@ -156,8 +160,8 @@ def decisions(runs: Sequence[Run]) -> str:
         rows = "".join(_decision_rows(one, 0) for one in run.of("decisions").values())
         name = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
         blocks.append(
-            f'<div class="card scroll">{name}<table><tr><th>component</th><th>backend</th><th>decided by</th>'
-            f"<th>code</th><th>why not another</th></tr>{rows}</table></div>"
+            f'<div class="card scroll">{name}<table><tr><th>component</th><th>backend</th><th>why</th>'
+            f"<th>code</th></tr>{rows}</table></div>"
         )
     return (
         "<h2>Which backend served what</h2><p>Every component was chosen once, before the first step. The code's "
@@ -166,16 +170,18 @@ def decisions(runs: Sequence[Run]) -> str:
 
 
 def _decision_rows(decision: Mapping[str, Any], depth: int) -> str:
-    strength = "demanded" if decision["demanded"] else "preferred"
-    if decision["preferred"]:
-        strength = f"in place of {decision['preferred']}"
-    refused = "; ".join(f"{one['backend']}: {one['reason']}" for one in decision["rejected"])
+    verb = "demanded" if decision["demanded"] else "preferred"
+    why = (
+        "the default: nothing else was asked for"
+        if decision["layer"] == "default"
+        else f"{verb} by {decision['layer']}"
+    )
+    why = f"in place of {decision['preferred']}, {why}" if decision["preferred"] else why
+    refused = "".join(f"; not {one['backend']}: {one['reason']}" for one in decision["rejected"])
     row = (
         f"<tr{' class=part' if depth else ''}><td>{escape(decision['component'])}</td>"
         f'<td><span class="badge">{escape(decision["backend"])}</span></td>'
-        f"<td>{escape(decision['layer'])}, {escape(strength)}</td>"
-        f"<td><code>{escape(decision['fingerprint'])}</code></td>"
-        f'<td class="why">{escape(refused)}</td></tr>'
+        f'<td class="why">{escape(why + refused)}</td><td><code>{escape(decision["fingerprint"])}</code></td></tr>'
     )
     return row + "".join(_decision_rows(part, depth + 1) for part in decision["parts"])
 
@@ -218,8 +224,18 @@ def _value(value: Any) -> str:
     return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
 
 
+def _chips(tokens: Sequence[str]) -> str:
+    return "".join(f"<code>{escape(_visible(token))}</code>" for token in tokens)
+
+
 def _visible(token: str) -> str:
-    """Spaces and line ends as signs; long rows of one character shortened."""
-    if len(token) > 8 and len(set(token)) == 1:
-        return f"{_visible(token[0])} × {len(token)}"
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    """Spaces and line ends as signs; a sign that repeats is counted."""
+    shown = token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    runs = ((sign, len(list(group))) for sign, group in groupby(shown))
+    return "".join(f"{sign}×{count} " if count > 4 else sign * count for sign, count in runs).strip()
+
+
+def _short(seconds: float) -> str:
+    """One number: seconds, minutes or hours."""
+    scale, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= s or s == 1)
+    return f"{seconds / scale:.1f} {unit}"

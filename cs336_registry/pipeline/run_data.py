@@ -38,6 +38,7 @@ class RunData:
             "train_tokens": len(self.train.ids),
             "bytes_per_token": {"train": self.train.bytes_per_token, "validation": self.validation.bytes_per_token},
             "longest_tokens": self.tokenizer.longest_tokens(),
+            "longest_words": self.tokenizer.longest_tokens(with_letters=True),
         }
 
 

@@ -57,11 +57,12 @@ class RunTokenizer:
         vocab = self.tokenizer.vocab
         return [0 if vocab.get(i, b"") in special else len(vocab.get(i, b"")) for i in range(self.size)]
 
-    def longest_tokens(self, count: int = 12) -> list[str]:
-        """The longest learnt tokens as text."""
+    def longest_tokens(self, count: int = 12, *, with_letters: bool = False) -> list[str]:
+        """The longest learnt tokens as text; with_letters leaves out those of spaces, digits and signs alone."""
         special = {token.encode() for token in self.metadata["special_tokens"]}
         learnt = [token for token in self.tokenizer.vocab.values() if token not in special]
-        return [token.decode("utf-8", "replace") for token in sorted(learnt, key=lambda t: (-len(t), t))[:count]]
+        texts = [token.decode("utf-8", "replace") for token in sorted(learnt, key=lambda t: (-len(t), t))]
+        return [text for text in texts if not with_letters or any(map(str.isalpha, text))][:count]
 
 
 def prepare(configuration: Configuration, corpus: Corpus, folder: Path, progress: Progress) -> RunTokenizer:

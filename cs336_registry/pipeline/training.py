@@ -265,8 +265,8 @@ class Trainer:
         steps = self.checkpoints.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written before"
         raise RunError(
-            f"the loss is {loss} at step {step} (learning rate {lr:.2e}, gradient norm {norm}): training diverged; "
-            f"{kept}. Lower optimizer.lr, lengthen schedule.warmup_steps, or lower optimizer.max_gradient_norm"
+            f"training diverged at step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}; {kept}. "
+            f"Lower optimizer.lr, lengthen schedule.warmup_steps, or lower optimizer.max_gradient_norm"
         )
 
     def _save(self) -> None:

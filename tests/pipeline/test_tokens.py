@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from cs336_registry.pipeline import corpus, tokenization, tokens
+from cs336_registry.pipeline.errors import MismatchError
+from cs336_registry.pipeline.progress import Progress
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def prepared(tiny, tmp_path):
+    configuration = tiny()
+    text = corpus.prepare(configuration.data, "<|endoftext|>", tmp_path, QUIET)
+    return text, tokenization.prepare(configuration, text, tmp_path / "tokenizer", QUIET)
+
+
+def encode(prepared, path, **options) -> tokens.Tokens:
+    text, tokenizer = prepared
+    return tokens.prepare(text.train, tokenizer, path, QUIET, backend="reference", **options)
+
+
+def test_tokens_decode_to_the_text(prepared, tmp_path):
+    text, tokenizer = prepared
+    found = encode(prepared, tmp_path / "train.npy")
+    assert found.ids.dtype == np.uint16
+    assert isinstance(found.ids, np.memmap)
+    assert tokenizer.tokenizer.decode(found.ids.tolist()) == text.train.path.read_text(encoding="utf-8")
+    assert int((found.ids == tokenizer.end_of_text_id).sum()) == found.documents == text.train.documents
+    token_bytes = np.array(tokenizer.token_bytes())
+    separators = 2 * found.documents
+    assert token_bytes[found.ids].sum() == found.bytes + separators
+
+
+def test_parts_and_processes_give_the_same_tokens(prepared, tmp_path, monkeypatch):
+    whole = encode(prepared, tmp_path / "whole.npy")
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    assert len(list(tokens._ranges(prepared[0].train.path, b"<|endoftext|>"))) > 2
+    parallel = encode(prepared, tmp_path / "parallel.npy", workers=2)
+    assert np.array_equal(whole.ids, parallel.ids)
+    assert not list(tmp_path.glob(".*parts*"))
+
+
+def test_parts_end_behind_documents(prepared, monkeypatch):
+    path = prepared[0].train.path
+    content = path.read_bytes()
+    for size in (1, 700, 5000, 10**6):
+        monkeypatch.setattr(tokens, "PART_BYTES", size)
+        ranges = list(tokens._ranges(path, b"<|endoftext|>"))
+        assert ranges[0][0] == 0 and ranges[-1][1] == len(content)
+        assert all(one[1] == other[0] for one, other in pairwise(ranges))
+        assert all(content[:end].endswith(b"<|endoftext|>") for _, end in ranges[:-1])
+
+
+def test_an_interrupted_encoding_continues_with_the_missing_parts(prepared, tmp_path, monkeypatch):
+    whole = encode(prepared, tmp_path / "whole.npy")
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    real, done = tokens._encode_part, []
+
+    def dies_in_the_third(tokenizer, source, start, *rest, **options):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(start)
+        return real(tokenizer, source, start, *rest, **options)
+
+    monkeypatch.setattr(tokens, "_encode_part", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        encode(prepared, tmp_path / "again.npy")
+    assert not (tmp_path / "again.npy").exists()
+    resumed = []
+    monkeypatch.setattr(tokens, "_encode_part", lambda *a, **o: resumed.append(a[2]) or real(*a, **o))
+    assert np.array_equal(encode(prepared, tmp_path / "again.npy").ids, whole.ids)
+    assert not set(done) & set(resumed)
+
+
+def test_a_truncated_file_is_refused(prepared, tmp_path):
+    path = tmp_path / "train.npy"
+    encode(prepared, path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(MismatchError, match=r"it is truncated; delete it and its \.json"):
+        tokens.read(path)
+
+
+def test_tokens_of_another_tokenizer_are_refused(prepared, tmp_path):
+    path = tmp_path / "train.npy"
+    encode(prepared, path)
+    with pytest.raises(MismatchError, match=r"was encoded with tokenizer .* this run's is abc"):
+        tokens.read(path, "abc")
+
+
+def test_tokens_of_another_text_are_refused(prepared, tmp_path):
+    path = tmp_path / "train.npy"
+    encode(prepared, path)
+    text, tokenizer = prepared
+    with pytest.raises(MismatchError, match="holds the tokens of another text"):
+        tokens.prepare(text.validation, tokenizer, path, QUIET)
+
+
+def test_a_missing_or_damaged_record_is_refused(prepared, tmp_path):
+    path = tmp_path / "train.npy"
+    encode(prepared, path)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(MismatchError, match="is damaged"):
+        tokens.read(path)
+    path.with_suffix(".json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(MismatchError, match="is not of format"):
+        tokens.read(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match="can't be trusted without it"):
+        tokens.read(path)
+
+
+def test_a_changed_tokenizer_is_refused(prepared):
+    _, tokenizer = prepared
+    merges = tokenizer.folder / "merges.txt"
+    lines = merges.read_text(encoding="utf-8").splitlines(keepends=True)
+    merges.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]), encoding="utf-8")
+    with pytest.raises(MismatchError, match="the files were changed or mixed"):
+        tokenization.read(tokenizer.folder, "reference")
+
+
+def test_another_tokenizer_in_the_folder_is_refused(prepared, tiny):
+    text, tokenizer = prepared
+    with pytest.raises(MismatchError, match="holds a tokenizer with vocab_size = 280, this run wants 300"):
+        tokenization.prepare(tiny("model.vocab_size=300"), text, tokenizer.folder, QUIET)
+
+
+def test_a_tokenizer_made_elsewhere_is_adopted_if_it_fits(prepared, tiny, tmp_path):
+    text, tokenizer = prepared
+    adopted = tokenization.prepare(tiny(f"tokenizer.path={tokenizer.folder}"), text, tmp_path / "unused", QUIET)
+    assert adopted.fingerprint == tokenizer.fingerprint
+    assert not (tmp_path / "unused").exists()
+    with pytest.raises(MismatchError, match=r"has ids up to 279 and model.vocab_size is 270"):
+        tokenization.prepare(tiny(f"tokenizer.path={tokenizer.folder}", "model.vocab_size=270"), text, tmp_path, QUIET)
+    (tokenizer.folder / "metadata.json").unlink()
+    bare = tokenization.prepare(tiny(f"tokenizer.path={tokenizer.folder}"), text, tmp_path / "unused", QUIET)
+    assert bare.fingerprint == tokenizer.fingerprint
