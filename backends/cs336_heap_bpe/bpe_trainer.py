@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from cs336_registry.components.bpe_trainer import TieBreak, check, check_counts, initial_vocab
@@ -17,8 +16,6 @@ from .accumulator import bytes_of
 from .pair_merger import PairMerger
 from .pretoken_counter import count_words, open_cache
 from .workers import check_num_workers
-
-logger = logging.getLogger(__name__)
 
 
 def bpe_trainer(
@@ -59,33 +56,44 @@ def train(
     progress: bool = False,
 ) -> tuple[Vocab, Merges]:
     """The merge phase alone, from counted words."""
-    vocab = initial_vocab(special_tokens)
-    known = set(vocab.values())
-    merges: Merges = []
-
-    def accept(pair: tuple[bytes, bytes]) -> None:
-        merges.append(pair)
-        if pair[0] + pair[1] not in known:
-            known.add(pair[0] + pair[1])
-            vocab[len(vocab)] = pair[0] + pair[1]
-
-    for pair in cache.load_merges(tie_break) if cache is not None else ():
-        if len(vocab) >= vocab_size:
-            break
-        accept(pair)
+    vocab, merges = _grown(special_tokens, cache.load_merges(tie_break) if cache is not None else [], vocab_size)
     if len(vocab) >= vocab_size:
         return vocab, merges
     merger = PairMerger(words, tie_break)
     if cache is not None and not merges:
         cache.save_pair_counts(merger.byte_pair_counts())
-    merger.replay(merges)
+    try:
+        merger.replay(merges)
+    except LookupError as error:
+        cache.forget_merges(tie_break, error)
+        return train(words, vocab_size, special_tokens, tie_break, cache, checkpoint_every, progress)
+    known = set(vocab.values())
     with Progress("merging", vocab_size - 256 - len(special_tokens), "merges", enabled=progress) as report:
         report.resume(len(merges))
         while len(vocab) < vocab_size and (found := merger.next_pair()) is not None:
-            accept(merger.merge(found[0]))
+            _accept(merger.merge(found[0]), vocab, known, merges)
             report.update(len(merges))
             if cache is not None and len(merges) % checkpoint_every == 0:
                 cache.save_checkpoint(merges, vocab, tie_break)
     if cache is not None:
         cache.save_checkpoint(merges, vocab, tie_break)
     return vocab, merges
+
+
+def _grown(special_tokens: Sequence[str], kept: Merges, vocab_size: int) -> tuple[Vocab, Merges]:
+    """The vocab and as many of the kept merges as it has room for."""
+    vocab = initial_vocab(special_tokens)
+    known, merges = set(vocab.values()), []
+    for pair in kept:
+        if len(vocab) >= vocab_size:
+            break
+        _accept(pair, vocab, known, merges)
+    return vocab, merges
+
+
+def _accept(pair: tuple[bytes, bytes], vocab: Vocab, known: set[bytes], merges: Merges) -> None:
+    merges.append(pair)
+    token = pair[0] + pair[1]
+    if token not in known:
+        known.add(token)
+        vocab[len(vocab)] = token

@@ -158,6 +158,13 @@ class TrainingCache:
                 self._path("merges", old, tie_break).unlink(missing_ok=True)
                 self._path("vocab", old, tie_break).unlink(missing_ok=True)
 
+    def forget_merges(self, tie_break: str, reason: object) -> None:
+        """Drop the merges that were kept: they are not this corpus's, whatever their checksum says."""
+        for number in self._checkpoints(tie_break):
+            _rejected(self._path("merges", number, tie_break), str(reason))
+            self._path("merges", number, tie_break).unlink(missing_ok=True)
+            self._path("vocab", number, tie_break).unlink(missing_ok=True)
+
     def save_pair_counts(self, pair_counts: Mapping[tuple[bytes, bytes], int]) -> None:
         """Keep the counts of neighbouring bytes before the first merge, most frequent first, for people to read."""
         ordered = sorted(pair_counts.items(), key=lambda item: (-item[1], item[0]))

@@ -156,6 +156,19 @@ def test_a_damaged_cache_is_named_and_rebuilt(corpus, tmp_path, caplog, kind, da
     assert bpe_trainer(corpus, 600, SPECIAL_TOKENS, num_workers=1, cache_dir=cache) == expected
 
 
+def test_merges_of_other_words_are_found_out(corpus, tmp_path, caplog):
+    """A sound file with merges that these words can't have: a checksum proves no origin."""
+    from cs336_registry.text.patterns import GPT2_PATTERN
+
+    cache = counter_module.open_cache(tmp_path / "cache", [corpus], SPECIAL_TOKENS, GPT2_PATTERN)
+    cache.save_checkpoint([(b"\x00", b"\x01")] * 700, {}, "greatest_bytes")
+    expected = bpe_trainer(corpus, 400, SPECIAL_TOKENS, num_workers=1)
+    found = bpe_trainer(corpus, 400, SPECIAL_TOKENS, num_workers=1, cache_dir=tmp_path / "cache")
+    assert found == expected
+    assert "merges_700_" in caplog.text
+    assert "does not occur; it will be built again" in caplog.text
+
+
 def test_hash_seeds_workers_and_shards_do_not_matter(corpus):
     runs = [program(corpus, "", workers=1 + seed % 2, PYTHONHASHSEED=str(seed)) for seed in range(3)]
     expected = fingerprint(*bpe_trainer(corpus, VOCAB_SIZE, SPECIAL_TOKENS, num_workers=1))
