@@ -6,8 +6,6 @@ corpus' checksum, the backend that trained it, and a fingerprint that everything
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from typing import Any
 
 import cs336_registry as registry
 
-from ..text.files import write_json
+from ..text import tokenizer_folder
 from ..text.patterns import pattern_named
 from ..text.progress import duration
-from ..text.vocab_files import Merges, Vocab, read_merges, read_vocab, write_merges, write_vocab
+from ..text.vocab_files import read_merges, read_vocab
 from .configuration import Configuration
 from .corpus import Corpus
 from .errors import MismatchError
@@ -95,31 +93,16 @@ def prepare(configuration: Configuration, corpus: Corpus, folder: Path, progress
 
 def read(folder: Path, backend: str | None = None) -> RunTokenizer:
     """The tokenizer in `folder`, checked against its fingerprint, built by the backend that `backend` selects."""
-    metadata = _metadata(folder)
-    special_tokens = metadata["special_tokens"]
-    vocab = read_vocab(folder / "vocab.json", special_tokens)
-    merges = read_merges(folder / "merges.txt")
-    found = fingerprint(vocab, merges, special_tokens, metadata["pattern"])
-    if found != metadata["fingerprint"]:
-        raise MismatchError(
-            f"{folder}: vocab.json and merges.txt have fingerprint {found}, metadata.json says "
-            f"{metadata['fingerprint']}: the files were changed or mixed; delete the folder to train it again"
-        )
+    try:
+        stored = tokenizer_folder.read(folder)
+    except ValueError as error:
+        raise MismatchError(str(error)) from None
     tokenizer = registry.get("tokenizer", backend=backend)
     return RunTokenizer(
-        tokenizer(vocab, merges, special_tokens, pattern=pattern_named(metadata["pattern"])), folder, metadata
+        tokenizer(stored.vocab, stored.merges, list(stored.special_tokens), pattern=stored.pattern),
+        folder,
+        stored.metadata,
     )
-
-
-def fingerprint(vocab: Vocab, merges: Merges, special_tokens: list[str], pattern: str) -> str:
-    """Sixteen hexadecimal digits that change whenever any text could be encoded otherwise."""
-    content = [
-        sorted((token_id, token.hex()) for token_id, token in vocab.items()),
-        [[left.hex(), right.hex()] for left, right in merges],
-        list(special_tokens),
-        pattern,
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _train(
@@ -142,20 +125,13 @@ def _train(
         tie_break=chosen.tie_break,
     )
     seconds = time.monotonic() - start
-    write_vocab(vocab, folder / "vocab.json")
-    write_merges(merges, folder / "merges.txt")
-    # The metadata comes last: where it is, the other files are complete.
-    write_json(
-        folder / "metadata.json",
-        {
-            **request,
-            "fingerprint": fingerprint(vocab, merges, list(chosen.special_tokens), chosen.pattern),
-            "tokens": len(vocab),
-            "merges": len(merges),
-            "seconds": round(seconds, 3),
-            "decisions": {name: decision.to_dict() for name, decision in decisions.items()},
-        },
-        indent=2,
+    tokenizer_folder.write(
+        folder,
+        vocab,
+        merges,
+        **request,
+        seconds=round(seconds, 3),
+        decisions={name: decision.to_dict() for name, decision in decisions.items()},
     )
     progress.say(f"tokenizer: {len(vocab):,} tokens, {len(merges):,} merges in {duration(seconds)}")
 
@@ -177,7 +153,7 @@ def _adopt(configuration: Configuration, folder: Path) -> RunTokenizer:
         "special_tokens": special_tokens,
         "tokens": len(built.vocab),
         "merges": len(merges),
-        "fingerprint": fingerprint(dict(built.vocab), merges, special_tokens, chosen.pattern),
+        "fingerprint": tokenizer_folder.fingerprint(dict(built.vocab), merges, special_tokens, chosen.pattern),
         "decisions": {"tokenizer": registry.resolve("tokenizer", backend=backend).to_dict()},
     }
     return _fitting(RunTokenizer(built, folder, metadata), configuration)
@@ -193,11 +169,7 @@ def _fitting(tokenizer: RunTokenizer, configuration: Configuration) -> RunTokeni
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    path = folder / "metadata.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no tokenizer in {folder}: expected vocab.json, merges.txt and metadata.json")
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        return {**metadata, "fingerprint": metadata["fingerprint"], "pattern": metadata["pattern"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise MismatchError(f"{path} can't be read ({error}): delete the folder to train the tokenizer again") from None
+        return tokenizer_folder.read_metadata(folder)
+    except ValueError as error:
+        raise MismatchError(str(error)) from None

@@ -28,6 +28,19 @@ def pattern_named(name: str) -> str:
     return PATTERNS[name]
 
 
+def pattern_from(name_or_expression: str) -> str:
+    """The pattern of that name, or the expression itself; letters alone can only be a misspelt name."""
+    if name_or_expression in PATTERNS or name_or_expression.replace("_", "").replace("-", "").isalnum():
+        return pattern_named(name_or_expression)
+    check_pattern(name_or_expression)
+    return name_or_expression
+
+
+def pattern_name(pattern: str) -> str:
+    """The name of a pattern, or the expression itself where it has none: `pattern_from` gives it back."""
+    return next((name for name, expression in PATTERNS.items() if expression == pattern), pattern)
+
+
 def check_pattern(pattern: str) -> None:
     """Refuse what can't be compiled, with the reason."""
     import regex
