@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .count_table import WordCounts
 
 COMPILED_PATTERNS = {GPT2_PATTERN: GPT2, CL100K_PATTERN: CL100K}
-WARM_BYTES = 300_000
+WARM_BYTES = 200_000
 """Below this size plain Python is done before compiled code is even loaded (about 0.2 s)."""
 COLD_BYTES = 8_000_000
 """Below this size plain Python is done before the kernels are compiled (about 15 s)."""

@@ -37,8 +37,10 @@ NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 MAX_ID = 2**31 - 1
 MAX_SLOTS = 1 << 19
 """16 MiB of slots, 327,680 pretokens: when it is full it starts again from the seeds, so memory stays bounded."""
+STREAM_SLOTS = 1 << 17
+"""The same for text that streams through: 4 MiB of slots."""
+ARENA_BYTES_PER_SLOT = 8
 FIRST_SLOTS = 1 << 14
-MAX_ARENA_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,21 @@ def build_encoder_vocab(
 class EncodeTable:
     """Pretokens that were met, with their ids; one for each thread. Ids wait in `output` until `take` is called."""
 
-    def __init__(self, vocab: EncoderVocab, cache_folder: Path | None = None, *, seeded: bool = True) -> None:
+    def __init__(
+        self,
+        vocab: EncoderVocab,
+        cache_folder: Path | None = None,
+        *,
+        seeded: bool = True,
+        max_slots: int | None = None,
+    ) -> None:
         self.vocab = vocab
         self.kernels = load_kernels("encode", cache_folder)
         self.classes = load_character_classes(cache_folder or default_cache_folder())
         self.scratch = (np.empty(BATCH, np.uint64), np.empty(BATCH, np.uint64), np.empty(BATCH, np.int64))
         self.ends = np.empty(ENDS, np.int64)
         self.output = np.empty((1 << 16) + 16, np.uint8)
-        self.seeded = seeded
+        self.seeded, self.max_slots = seeded, max_slots or MAX_SLOTS
         self._make_scratch(MAX_CACHED_BYTES)
         self.state = np.zeros(STATE_LENGTH, np.int64)
         self._clear()
@@ -118,7 +127,7 @@ class EncodeTable:
         self.state = np.zeros(STATE_LENGTH, np.int64)
         self.state[OUTPUT_USED] = used
         seeds = self.vocab.seeds
-        if self.seeded and 2 * len(seeds) < MAX_SLOTS * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR:
+        if self.seeded and 2 * len(seeds) < self.max_slots * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR:
             self._grow_table(len(seeds))
             self._grow_arenas(seeds.num_bytes + len(seeds))
             self.kernels.encode_words(
@@ -159,7 +168,7 @@ class EncodeTable:
         slots = len(self.table)
         while (int(self.state[UNIQUE]) + words) * MAX_LOAD_DENOMINATOR > slots * MAX_LOAD_NUMERATOR:
             slots *= 2
-        if slots > MAX_SLOTS:
+        if slots > self.max_slots:
             return False
         if slots > len(self.table):
             larger = np.zeros((slots, 4), np.uint64)
@@ -168,7 +177,7 @@ class EncodeTable:
         return True
 
     def _grow_arenas(self, num_bytes: int) -> bool:
-        if len(self.arena) > MAX_ARENA_BYTES:
+        if len(self.arena) > ARENA_BYTES_PER_SLOT * self.max_slots:
             return False
         size = 2 * len(self.arena) + num_bytes + 8
         arena, ids_arena = np.empty(size, np.uint8), np.empty(size, np.int32)

@@ -30,7 +30,7 @@ SEEDING_BYTES = 1 << 20
 STREAM_BYTES = 1 << 16
 """encode_iterable encodes this much text at a time."""
 RANGE_BYTES = 4 << 20
-MAX_REMEMBERED = 1 << 16
+MAX_REMEMBERED = 1 << 14
 MAX_COMPILED_ID = 2**31 - 1
 
 
@@ -140,9 +140,10 @@ class Tokenizer:
 
     @cached_property
     def _table(self) -> EncodeTable:
-        from .encoder import EncodeTable
+        from .encoder import STREAM_SLOTS, EncodeTable
 
-        return EncodeTable(self._encoder_vocab)
+        self._python.remembered.clear()
+        return EncodeTable(self._encoder_vocab, max_slots=STREAM_SLOTS)
 
     def _encode_bytes(self, content: bytes) -> np.ndarray:
         from .text_buffer import TextBuffer

@@ -217,9 +217,8 @@ def test_a_full_table_starts_again(monkeypatch: pytest.MonkeyPatch, compiled: No
     """Encoding stays right when the table of pretokens overflows again and again."""
     from cs336_numba_bpe import encoder
 
-    monkeypatch.setattr(encoder, "MAX_SLOTS", 1 << 13)
+    monkeypatch.setattr(encoder, "STREAM_SLOTS", 1 << 13)
     monkeypatch.setattr(encoder, "FIRST_SLOTS", 1 << 13)
-    monkeypatch.setattr(encoder, "MAX_ARENA_BYTES", 1 << 15)
     source = random.Random(1)
     text = " ".join("".join(source.choices("abcdef", k=source.randrange(1, 30))) for _ in range(20_000))
     words = expected_counts(text.encode(), (), GPT2_PATTERN)
