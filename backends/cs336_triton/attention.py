@@ -26,6 +26,8 @@ from .runtime import (
     Card,
     accumulator,
     accumulator_dtype,
+    allow_scratch_memory,
+    card,
     dtype_name,
     launch,
     meta,
@@ -130,14 +132,18 @@ def forward(
     constants = _constants(q, k, v, mask, document_ids, is_causal)
 
     def run(chosen: Configuration) -> None:
+        blocks = triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads
+        descriptors = chosen["DESCRIPTORS"] and _describable(k) and _describable(v)
+        if descriptors:
+            allow_scratch_memory()
         launch(
             kernels.attention_forward_kernel,
-            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            (min(blocks, card(q.device).multiprocessors) if chosen["PERSISTENT"] else blocks,),
             *(q, k, v, output, lse, statistics, *masks),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *mask_strides,
-            *(heads, queries, keys, scale * math.log2(math.e)),
+            *(batch, heads, queries, keys, scale * math.log2(math.e)),
             **constants,
-            **chosen.keywords,
+            **{**chosen.keywords, "DESCRIPTORS": descriptors},
         )  # fmt: skip
 
     run(_choose("attention_forward", q, v, mask, document_ids, is_causal, run))
@@ -288,6 +294,12 @@ def _readable(x: Tensor) -> Tensor:
     return x if close and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
 
 
+def _describable(x: Tensor) -> bool:
+    """Whether the copy engine can fetch tiles of `x`: starts and rows at multiples of 16 bytes."""
+    aligned = all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+    return aligned and x.stride(3) == 1 and x.data_ptr() % 16 == 0
+
+
 def _empty_rows(x: Tensor) -> Tensor:
     """An empty tensor in the memory layout of `x`, if its rows are contiguous in that layout."""
     empty = torch.empty_like(x)
@@ -338,7 +350,7 @@ def default_configuration(kernel: str, dtype: torch.dtype, width: int, queries: 
         # The interpreter: tiles small enough that odd lengths have several, and unequal, so that edges are crossed.
         blocks = (32, 16) if queries <= 128 else (128, 64)
         blocks = blocks if kernel != "attention_key_gradient" else blocks[::-1]
-        return Configuration.of(BLOCK_M=blocks[0], BLOCK_N=blocks[1], WARP_SPECIALIZE=False)
+        return Configuration.of(BLOCK_M=blocks[0], BLOCK_N=blocks[1], **_plain(kernel))
     return candidate_configurations(kernel, dtype, width, card)[0]
 
 
@@ -351,9 +363,26 @@ def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: 
             for num_warps in (4, 8)
         )
     return tuple(
-        Configuration.of(num_warps=num_warps, num_stages=num_stages, BLOCK_M=m, BLOCK_N=n, WARP_SPECIALIZE=False)
+        Configuration.of(num_warps=num_warps, num_stages=num_stages, BLOCK_M=m, BLOCK_N=n, **variant)
+        for variant in _variants(kernel, dtype, card)
         for m, n, num_warps, num_stages in _tiles(kernel, dtype, width, card)
     )
+
+
+def _plain(kernel: str) -> dict[str, bool]:
+    """Pointers, one block of queries per program, every warp doing the same."""
+    forward_only = {"DESCRIPTORS": False, "PERSISTENT": False} if kernel == "attention_forward" else {}
+    return {"WARP_SPECIALIZE": False, **forward_only}
+
+
+def _variants(kernel: str, dtype: torch.dtype, card: Card) -> tuple[dict[str, bool], ...]:
+    """The plain kernel first; from Hopper on, what the copy engine and a persistent grid may add to it."""
+    plain = _plain(kernel)
+    if kernel != "attention_forward" or dtype.itemsize > 2 or card.capability < (9, 0):
+        return (plain,)
+    # Not WARP_SPECIALIZE: Triton 3.7 compiles it to the same code on Hopper and does not compile it for Blackwell.
+    described = {**plain, "DESCRIPTORS": True}
+    return plain, described, {**plain, "PERSISTENT": True}, {**described, "PERSISTENT": True}
 
 
 def _tiles(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[tuple[int, int, int, int], ...]:

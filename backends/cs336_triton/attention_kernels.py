@@ -49,6 +49,20 @@ def load_tile(
 
 
 @triton.jit
+def load_rows(
+    pointer, descriptor, stride, start, length,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr, CHECK_ROWS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """`load_tile`, or the same tile through a tensor descriptor: the copy engine fetches it and fills in the zeros."""
+    if DESCRIPTORS:
+        tile = descriptor.load([start, 0])
+    else:
+        tile = load_tile(pointer, stride, start, length, WIDTH, BLOCK, BLOCK_WIDTH, CHECK_ROWS)
+    return tile
+
+
+@triton.jit
 def store_tile(
     pointer, stride, start, length, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -113,15 +127,15 @@ def attended(
 
 @triton.jit
 def forward_tiles(
-    output, total, peak, q_tile, k, v, stride_kn, stride_vn, first, end, rows, row_ids, queries, keys, scale_log2,
-    mask, stride_mask_m, stride_mask_n, documents, stride_document,
+    output, total, peak, q_tile, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn, first, end, rows, row_ids,
+    queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
     D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EDGE: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Attend to keys `first ... end` and return the new (output, total, peak), all three not yet normalised."""
     for start in tl.range(first, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        k_tile = load_tile(k, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE)
+        k_tile = load_rows(k, k_descriptor, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE, DESCRIPTORS)
         scores = dot(q_tile, tl.trans(k_tile), tl.zeros([q_tile.shape[0], BLOCK_N], dtype=output.dtype))
         if EDGE:
             columns = start + tl.arange(0, BLOCK_N)
@@ -137,15 +151,15 @@ def forward_tiles(
         weights = tl.exp2(scores * scale_log2 - shift[:, None])
         correction = tl.exp2(peak - shift)
         total = total * correction + tl.sum(weights, axis=1)
-        v_tile = load_tile(v, stride_vn, start, keys, VALUE_D, BLOCK_N, BLOCK_V, EDGE)
+        v_tile = load_rows(v, v_descriptor, stride_vn, start, keys, VALUE_D, BLOCK_N, BLOCK_V, EDGE, DESCRIPTORS)
         output = dot(narrow(weights, v_tile.dtype), v_tile, output * correction[:, None])
         peak = new_peak
     return output, total, peak
 
 
 @triton.jit
-def attention_forward_kernel(
-    q, k, v, o, lse, statistics, mask, documents,
+def forward_block(
+    program, q, k, v, o, lse, statistics, mask, documents,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_ob, stride_oh, stride_om,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
@@ -153,10 +167,10 @@ def attention_forward_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head against all their keys."""
-    program = tl.program_id(0).to(tl.int64)
+    """BLOCK_M queries of one head against all their keys."""
     blocks = tl.cdiv(queries, BLOCK_M)
     batch = program // (blocks * heads)
     head = program // blocks % heads
@@ -190,6 +204,11 @@ def attention_forward_kernel(
     if HAS_MASK or HAS_DOCUMENTS:
         full_end = first
 
+    k_descriptor = k
+    v_descriptor = v
+    if DESCRIPTORS:
+        k_descriptor = tl.make_tensor_descriptor(k, [keys, D], [stride_kn, 1], [BLOCK_N, BLOCK_D])
+        v_descriptor = tl.make_tensor_descriptor(v, [keys, VALUE_D], [stride_vn, 1], [BLOCK_N, BLOCK_V])
     q_tile = load_tile(q, stride_qm, start_m, queries, D, BLOCK_M, BLOCK_D, True)
     row_ids = load_ids(documents, stride_document, rows, queries, 0, HAS_DOCUMENTS)
     output = tl.zeros([BLOCK_M, BLOCK_V], dtype=ACCUMULATOR)
@@ -197,14 +216,16 @@ def attention_forward_kernel(
     peak = tl.full([BLOCK_M], float("-inf"), dtype=ACCUMULATOR)
     if not (HAS_MASK or HAS_DOCUMENTS):
         output, total, peak = forward_tiles(
-            output, total, peak, q_tile, k, v, stride_kn, stride_vn, first, full_end, rows, row_ids, queries, keys,
-            scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
-            BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, WARP_SPECIALIZE,
+            output, total, peak, q_tile, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn, first, full_end, rows,
+            row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D,
+            VALUE_D, BLOCK_D,
+            BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, DESCRIPTORS, WARP_SPECIALIZE,
         )  # fmt: skip
     output, total, peak = forward_tiles(
-        output, total, peak, q_tile, k, v, stride_kn, stride_vn, full_end, end, rows, row_ids, queries, keys,
-        scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
-        BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, False,
+        output, total, peak, q_tile, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn, full_end, end, rows,
+        row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D,
+        VALUE_D, BLOCK_D,
+        BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, DESCRIPTORS, False,
     )  # fmt: skip
 
     empty = total == 0.0
@@ -217,6 +238,45 @@ def attention_forward_kernel(
     if PRECISE:
         tl.store(statistics + 2 * row, tl.where(empty, float("inf"), peak), mask=rows < queries)
         tl.store(statistics + 2 * row + 1, log2_total, mask=rows < queries)
+
+
+@triton.jit
+def attention_forward_kernel(
+    q, k, v, o, lse, statistics, mask, documents,
+    stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_ob, stride_oh, stride_om,
+    stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
+    batches, heads, queries, keys, scale_log2,
+    GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    PERSISTENT: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    """One block of queries per program; PERSISTENT programs take every num_programs-th block."""
+    program = tl.program_id(0).to(tl.int64)
+    if PERSISTENT:
+        for block in tl.range(program, tl.cdiv(queries, BLOCK_M) * batches * heads, tl.num_programs(0)):
+            forward_block(
+                tl.cast(block, tl.int64),
+                q, k, v, o, lse, statistics, mask, documents,
+                stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+                stride_ob, stride_oh, stride_om,
+                stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
+                heads, queries, keys, scale_log2, GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL, HAS_MASK,
+                HAS_DOCUMENTS,
+                ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
+            )  # fmt: skip
+    else:
+        forward_block(
+            program,
+            q, k, v, o, lse, statistics, mask, documents,
+            stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+            stride_ob, stride_oh, stride_om,
+            stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
+            heads, queries, keys, scale_log2, GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
+            ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
+        )  # fmt: skip
 
 
 @triton.jit

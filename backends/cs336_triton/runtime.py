@@ -160,6 +160,11 @@ def record_launches(card: Card) -> Iterator[list[Launch]]:
         _recording = previous
 
 
+def allow_scratch_memory() -> None:
+    """Let Triton take the memory of descriptors that a kernel makes from PyTorch; call it before such a launch."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, num_stages: int, **constants: Any
 ) -> None:

@@ -265,3 +265,25 @@ def test_autograd_function_of_the_course(is_causal):
     found = torch.autograd.grad(output, (q, k, v), grad)
     for one, other in zip(found, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("variant", ["descriptors", "descriptors_persistent", "persistent", "warp_specialized"])
+def test_faster_variants_give_the_same_bits(attention, variant):
+    """Tensor descriptors, a persistent grid and warp roles change who fetches what, and no arithmetic."""
+    from cs336_triton import configurations
+
+    make = maker()
+    given = [make.normal(2, 2, 75, 16) for _ in range(3)]
+    with configurations.experiment({}) as found:
+        plain = attention(*given, is_causal=True)
+    ((key, (default, *_)),) = found.found.items()
+    changed = {name.upper(): name in variant for name in ("descriptors", "persistent")}
+    changed["WARP_SPECIALIZE"] = variant == "warp_specialized"
+    chosen = configurations.Configuration.of(
+        default.num_warps, default.num_stages, **{**dict(default.constants), **changed}
+    )
+    with configurations.experiment({key: chosen}):
+        assert torch.equal(attention(*given, is_causal=True), plain)
+        # Rows that do not start at multiples of 16 bytes can't be described: pointers are used instead.
+        strided = [torch.cat([x, x[..., :3]], dim=-1)[..., :16] for x in given]
+        assert torch.equal(attention(*strided, is_causal=True), plain)
