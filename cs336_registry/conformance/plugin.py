@@ -79,6 +79,8 @@ def _read(config: pytest.Config) -> Settings:
         components = registry.components()
         if option.cs336_components:
             components = names_of(option.cs336_components.split(","), components, "component")
+        known = sorted({dtype for name in components for dtype in registry.contract(name).dtypes})
+        dtypes = names_of(option.cs336_dtypes.split(","), known, "dtype") if option.cs336_dtypes else None
     except RegistryError as error:
         raise pytest.UsageError(str(error)) from error
     for name in backends:
@@ -86,7 +88,6 @@ def _read(config: pytest.Config) -> Settings:
         if name in wanted and (status.state != "ok" or status.backend is None):
             raise pytest.UsageError(f"backend {name!r} can't be judged: {status.state}: {status.reason}")
     judged = tuple(name for name in backends if (status := registry.backends()[name]).state == "ok" and status.backend)
-    dtypes = tuple(option.cs336_dtypes.split(",")) if option.cs336_dtypes else None
     return Settings(judged, components, dtypes, option.cs336_audit, option.cs336_strict, option.cs336_seed)
 
 

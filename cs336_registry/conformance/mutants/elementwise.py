@@ -57,11 +57,11 @@ def tail_of_the_sum_left_out(x, weight):
     return x[..., :kept] @ weight[:, :kept].mT
 
 
-@mutant("linear", "the running sum is kept in the input's dtype")
+@mutant("linear", "after every 16 products the running sum is rounded to the input's dtype")
 def running_sum_rounded(x, weight):
     total = torch.zeros((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
-    for feature in range(x.shape[-1]):
-        total = total + x[..., feature, None] * weight[:, feature]
+    for start in range(0, x.shape[-1], 16):
+        total = total + F.linear(x[..., start : start + 16], weight[:, start : start + 16])
     return total
 
 
