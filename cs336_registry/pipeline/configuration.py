@@ -228,7 +228,7 @@ FREE_TO_CHANGE = (
 
 def shipped() -> tuple[str, ...]:
     """The names of the configurations that come with the package."""
-    folder = files(__package__) / "configurations"
+    folder = files("cs336_registry.pipeline") / "configurations"
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
@@ -238,7 +238,10 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Configuration:
     if path.is_file():
         text, origin = path.read_bytes(), str(path)
     elif str(source) in shipped():
-        text, origin = (files(__package__) / "configurations" / f"{source}.toml").read_bytes(), f"{source}.toml"
+        text, origin = (
+            (files("cs336_registry.pipeline") / "configurations" / f"{source}.toml").read_bytes(),
+            f"{source}.toml",
+        )
     else:
         raise ConfigurationError(
             f"there is no configuration {str(source)!r}: pass a TOML file, or one that is shipped: "

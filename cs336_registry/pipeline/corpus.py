@@ -149,7 +149,10 @@ def _documents(data: DataConfiguration, end_of_text: str) -> Iterator[tuple[str,
         yield from ((document, False) for document in train)
         yield from ((document, True) for document in _read(data.validation, end_of_text))
         return
-    any_held, several, last = False, False, next(train, None)
+    last = next(train, None)
+    if last is None:
+        return
+    any_held = several = False
     for document in train:
         # Whether a document is held out depends on its text alone, so equal documents stay on one side.
         held = _hash_fraction(last) < data.validation_fraction
@@ -158,10 +161,10 @@ def _documents(data: DataConfiguration, end_of_text: str) -> Iterator[tuple[str,
         several, last = True, document
     if several:
         yield last, not any_held or _hash_fraction(last) < data.validation_fraction
-    elif last is not None:
-        # A single document can't be held out; its end is, from a line's start on.
-        cut = last.rfind("\n", 0, int(len(last) * (1 - data.validation_fraction))) + 1
-        yield from ((part, held) for part, held in ((last[:cut], False), (last[cut:], True)) if part)
+        return
+    # A single document can't be held out; its end is, from a line's start on.
+    cut = last.rfind("\n", 0, int(len(last) * (1 - data.validation_fraction))) + 1
+    yield from ((part, held) for part, held in ((last[:cut], False), (last[cut:], True)) if part)
 
 
 def _read(inputs: str | tuple[str, ...], end_of_text: str) -> Iterator[str]:
@@ -214,7 +217,7 @@ class _Writer:
         self.documents = self.bytes = 0
         self._hash = hashlib.sha256()
         self._atomic = atomic_write(path)
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes]
 
     def __enter__(self) -> _Writer:
         self._file = self._atomic.__enter__()

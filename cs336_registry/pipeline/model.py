@@ -56,6 +56,6 @@ def build(configuration: Configuration, transformer_lm: Callable[..., Any], devi
 def for_training(model: nn.Module, configuration: Configuration) -> Callable[[torch.Tensor], torch.Tensor]:
     """The forward pass that training calls: recomputing blocks and compiled, where the configuration says so."""
     if configuration.training.activation_checkpointing:
-        for layer in model.layers:
+        for layer in model.get_submodule("layers").children():
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     return torch.compile(model) if configuration.training.compile else model

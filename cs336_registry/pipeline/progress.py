@@ -17,8 +17,8 @@ PLAIN_INTERVAL = 5.0
 class Stage(Protocol):
     """A piece of work that is under way."""
 
-    def advance(self, amount: int) -> None:
-        """`amount` more of the stage's unit is done."""
+    def advance(self, count: int) -> None:
+        """`count` more of the stage's unit is done."""
 
     def note(self, text: str) -> None:
         """Something worth seeing beside the bar, such as the loss."""
@@ -59,7 +59,7 @@ def amount(count: float, unit: str) -> str:
 
 
 class _Silent:
-    def advance(self, amount: int) -> None:
+    def advance(self, count: int) -> None:
         """Nobody is watching."""
 
     def note(self, text: str) -> None:
@@ -72,8 +72,8 @@ class _Lines:
         self.done, self.before, self.text = done, done, ""
         self.start = self.last = time.monotonic()
 
-    def advance(self, amount: int) -> None:
-        self.done += amount
+    def advance(self, count: int) -> None:
+        self.done += count
         if time.monotonic() - self.last >= PLAIN_INTERVAL:
             self._print()
 

@@ -39,7 +39,8 @@ def page(runs: Sequence[Run]) -> str:
         report_sections.configuration,
     ]
     style, script = (
-        files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+        files("cs336_registry.pipeline").joinpath(name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
     )
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     return "\n".join(

@@ -171,11 +171,8 @@ def decisions(runs: Sequence[Run]) -> str:
 
 def _decision_rows(decision: Mapping[str, Any], depth: int) -> str:
     verb = "demanded" if decision["demanded"] else "preferred"
-    why = (
-        "the default: nothing else was asked for"
-        if decision["layer"] == "default"
-        else f"{verb} by {decision['layer']}"
-    )
+    layer = {"argument": "the run's configuration"}.get(decision["layer"], decision["layer"])
+    why = "the default: nothing else was asked for" if layer == "default" else f"{verb} by {layer}"
     why = f"in place of {decision['preferred']}, {why}" if decision["preferred"] else why
     refused = "".join(f"; not {one['backend']}: {one['reason']}" for one in decision["rejected"])
     row = (

@@ -43,7 +43,7 @@ def resolve(backend: str | None, device: str, names: tuple[str, ...] = TRAINING)
     """Choose every component for float32 parameters on `device`. Raises what `registry.get` raises."""
     callables, decisions = {}, {}
     for name in names:
-        request = {"backend": backend, "device": None if name in WITHOUT_TENSORS else device}
-        callables[name] = registry.get(name, **request)
-        decisions[name] = registry.resolve(name, **request).to_dict()
+        where = None if name in WITHOUT_TENSORS else device
+        callables[name] = registry.get(name, backend=backend, device=where)
+        decisions[name] = registry.resolve(name, backend=backend, device=where).to_dict()
     return Resolved(callables, decisions)

@@ -37,7 +37,7 @@ class Sampler:
     @property
     def state(self) -> dict[str, Any]:
         """Plain data from which `state = ...` continues with the same batches."""
-        return self._generator.bit_generator.state
+        return dict(self._generator.bit_generator.state)
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:

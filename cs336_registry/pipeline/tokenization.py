@@ -38,11 +38,12 @@ class RunTokenizer:
 
     @property
     def end_of_text(self) -> str:
-        return self.metadata["special_tokens"][0]
+        """The first special token; empty where there is none."""
+        return next(iter(self.metadata["special_tokens"]), "")
 
     @property
-    def end_of_text_id(self) -> int:
-        return self.tokenizer.encode(self.end_of_text)[0]
+    def end_of_text_id(self) -> int | None:
+        return next(iter(self.tokenizer.encode(self.end_of_text)), None)
 
     @property
     def size(self) -> int:

@@ -99,7 +99,7 @@ def _encode(
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
     parts_folder = path.with_name(f".{path.stem}.parts-{tokenizer.fingerprint}-{split.sha256[:16]}")
     parts_folder.mkdir(parents=True, exist_ok=True)
-    ranges = list(_ranges(split.path, tokenizer.end_of_text.encode()))
+    ranges = _cuts(split.path, tokenizer)
     parts = [parts_folder / f"{start}-{end}.part" for start, end in ranges]
     todo = [
         (str(split.path), *one, str(part), dtype.str)
@@ -147,6 +147,23 @@ def _join(parts: list[Path], path: Path, dtype: np.dtype, split: Split, tokenize
         },
         indent=2,
     )
+
+
+def _cuts(path: Path, tokenizer: RunTokenizer) -> list[tuple[int, int]]:
+    """Byte ranges that can be encoded apart: behind end-of-text tokens, or, where there are none or they may be part of
+    another special token, wherever a cut is safe."""
+    end_of_text, special_tokens = tokenizer.end_of_text, tokenizer.metadata["special_tokens"]
+    if end_of_text and not any(_may_cover(other, end_of_text) for other in special_tokens):
+        return list(_ranges(path, end_of_text.encode()))
+    from cs336_heap_bpe.shards import byte_ranges
+
+    return byte_ranges(path, tokenizer.tokenizer.pattern, special_tokens, PART_BYTES)
+
+
+def _may_cover(other: str, token: str) -> bool:
+    """Whether `other` may match where `token` stands, and go before it: it holds it, or ends as it begins."""
+    begins_inside = any(other.endswith(token[:size]) for size in range(1, min(len(token), len(other) + 1)))
+    return begins_inside or (token in other and other != token)
 
 
 def _ranges(path: Path, end_of_text: bytes) -> Iterator[tuple[int, int]]:

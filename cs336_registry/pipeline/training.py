@@ -116,6 +116,7 @@ class Trainer:
         finally:
             self.log.flush(sync=True)
             self.log.close()
+        assert self.evaluation is not None, "the last step is always evaluated"
         return Summary(self.folder.path, self.step, self._seconds(), self.evaluation, self.samples)
 
     def _train_step(self) -> None:
@@ -240,7 +241,8 @@ class Trainer:
         """Write the pending steps' rows; RunError for the first loss that is no number."""
         if not self._pending:
             return None
-        losses, norms = (torch.stack([one[i] for one in self._pending]).float().tolist() for i in (2, 3))
+        losses = torch.stack([loss for _, _, loss, _ in self._pending]).float().tolist()
+        norms = torch.stack([norm for *_, norm in self._pending]).float().tolist()
         now = time.monotonic()
         each = (now - self._flushed) / len(self._pending)
         rate = self.configuration.tokens_per_step / max(each, 1e-9)

@@ -12,6 +12,7 @@ from cs336_registry.pipeline.quickstart import configure
 from .conftest import TINY
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_end_to_end_on_your_own_text(corpus_path, tmp_path, capfd):
     out = tmp_path / "run"
     assert quickstart(corpus=corpus_path, out=out, steps=2, text_backend="reference") == 0

@@ -1,0 +1,100 @@
+"""Encoding any text with a tokenizer folder, outside a run.
+
+One plain file is encoded where it lies. Anything else (packed files, .jsonl, .parquet, several files, standard input) is
+first written out as one plain text beside the result, with the end-of-text token between its texts; the text stays
+until the encoding is complete, so that an interrupted one continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..text.files import atomic_write, write_json
+from ..text.inputs import STANDARD_INPUT, byte_texts, decoded, expand, is_plain
+from . import tokens
+from .corpus import Split
+from .progress import Progress
+from .tokenization import RunTokenizer
+
+
+def encode(
+    inputs: Sequence[str],
+    tokenizer: RunTokenizer,
+    out: Path,
+    progress: Progress,
+    *,
+    workers: int = 1,
+    backend: str | None = None,
+) -> tokens.Tokens:
+    """The ids of all texts of `inputs` in `out` (.npy, uint16 or uint32) and what is known of them in a .json beside it.
+
+    Raises ValueError where several texts need an end-of-text token and the tokenizer has none, and MismatchError where
+    `out` holds other ids.
+    """
+    paths = expand(list(inputs))
+    separator = tokenizer.end_of_text
+    if len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file():
+        split = _measured(paths[0], separator, progress)
+        return tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
+    split = _written_out(paths, separator, out, progress)
+    found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
+    split.path.unlink()
+    split.path.with_suffix(".json").unlink()
+    return found
+
+
+def _measured(path: Path, separator: str, progress: Progress) -> Split:
+    digest, total, ends, tail = hashlib.sha256(), 0, 0, b""
+    mark = separator.encode()
+    with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            total += len(block)
+            if mark:
+                ends += (tail + block).count(mark)
+                tail = (tail + block)[-(len(mark) - 1) :] if len(mark) > 1 else b""
+            stage.advance(len(block))
+    return Split(path.absolute(), max(1, ends), total - ends * len(mark), digest.hexdigest())
+
+
+def _written_out(paths: Sequence[Path], separator: str, out: Path, progress: Progress) -> Split:
+    """The texts as one plain file beside `out`, taken over from an interrupted run where the inputs are the same."""
+    name = f".{out.stem}.text-{_state_of(paths)}"
+    path = out.absolute().with_name(name + ".txt")
+    record = path.with_suffix(".json")
+    if STANDARD_INPUT not in paths and record.is_file() and path.is_file():
+        return Split(**{**json.loads(record.read_text(encoding="utf-8")), "path": path})
+    digest, documents, size = hashlib.sha256(), 0, 0
+    with progress.stage("reading the text", unit="B") as stage, atomic_write(path) as file:
+        for number, blocks in enumerate(byte_texts(paths)):
+            if number:
+                if not separator:
+                    raise ValueError(
+                        "the tokenizer has no special token to put between several texts: encode them one at a time"
+                    )
+                file.write(separator.encode())
+                digest.update(separator.encode())
+            documents += 1
+            for block in _clean(blocks):
+                file.write(block)
+                digest.update(block)
+                size += len(block)
+                stage.advance(len(block))
+    split = Split(path, max(1, documents), size, digest.hexdigest())
+    write_json(record, {**asdict(split), "path": path.name})
+    return split
+
+
+def _clean(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks as sound UTF-8: malformed bytes at a text's end must not join with what follows."""
+    return (text.encode() for text in decoded(blocks) if text)
+
+
+def _state_of(paths: Sequence[Path]) -> str:
+    """Changes with the names, sizes and dates of the files."""
+    states = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
