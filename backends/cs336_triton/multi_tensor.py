@@ -59,10 +59,11 @@ def launch_over(
     addresses = tuple(tensor.data_ptr() for operand_tensors in operands for tensor in operand_tensors)
     # A table that another stream is still copying must not be used: each stream has its own.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    chunks = _chunk_table(numels, device, stream)
     launch(
         kernel,
-        (number_of_chunks(numels),),
-        _chunk_table(numels, device, stream),
+        (chunks.shape[0],),
+        chunks,
         _address_table(addresses, numels, device, stream),
         *arguments,
         COLUMNS=len(operands) + 1,
@@ -75,7 +76,7 @@ def launch_over(
 
 
 def number_of_chunks(numels: Sequence[int]) -> int:
-    return sum(triton.cdiv(numel, CHUNK) for numel in numels)
+    return sum(-(-numel // CHUNK) for numel in numels)
 
 
 @lru_cache(maxsize=64)
@@ -120,6 +121,10 @@ def write_back(copies: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) 
 
 def group_by_type(*operands: Sequence[torch.Tensor]) -> list[tuple[list[torch.Tensor], ...]]:
     """The operands split into groups that one launch can serve: equal devices and dtypes, nothing empty."""
+    one_kind = all(len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1 for tensors in operands)
+    if one_kind and all(tensor.numel() for tensor in operands[0]):
+        # The usual case, answered without building a key for every tensor.
+        return [tuple(list(tensors) for tensors in operands)]
     groups: dict[Any, tuple[list[torch.Tensor], ...]] = {}
     for tensors in zip(*operands, strict=True):
         if not tensors[0].numel():
