@@ -3,9 +3,13 @@
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
 
-def _text(name: str, target: str) -> Implementation:
+def _text(name: str, target: str, *features: str) -> Implementation:
     return Implementation(
-        component=name, target=f"cs336_numba_bpe.{name}:{target}", deterministic=True, thread_safe=True
+        component=name,
+        target=f"cs336_numba_bpe.{name}:{target}",
+        deterministic=True,
+        thread_safe=True,
+        features=features,
     )
 
 
@@ -19,6 +23,6 @@ def cs336_backend() -> Backend:
         implementations=(
             _text("pretoken_counter", "pretoken_counter"),
             _text("bpe_trainer", "bpe_trainer"),
-            _text("tokenizer", "Tokenizer"),
+            _text("tokenizer", "Tokenizer", "any_pattern", "partial_bytes"),
         ),
     )

@@ -6,9 +6,13 @@ FLOATS = ("float32", "bfloat16", "float16", "float64")
 TENSORS = ("cpu", "cuda")
 
 
-def _text(name: str, target: str) -> Implementation:
+def _text(name: str, target: str, *features: str) -> Implementation:
     return Implementation(
-        component=name, target=f"cs336_reference.{name}:{target}", deterministic=True, thread_safe=True
+        component=name,
+        target=f"cs336_reference.{name}:{target}",
+        deterministic=True,
+        thread_safe=True,
+        features=features,
     )
 
 
@@ -47,7 +51,7 @@ def cs336_backend() -> Backend:
         implementations=(
             _text("pretoken_counter", "pretoken_counter"),
             _text("bpe_trainer", "bpe_trainer"),
-            _text("tokenizer", "Tokenizer"),
+            _text("tokenizer", "Tokenizer", "any_pattern", "partial_bytes"),
             _other("get_batch", dtypes=()),
             _op("embedding"),
             _op("linear"),

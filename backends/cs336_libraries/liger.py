@@ -1,0 +1,72 @@
+"""Liger-Kernel: Triton kernels of the training operators, on a GPU."""
+
+from __future__ import annotations
+
+from cs336_registry.components import cross_entropy as cross_entropy_contract
+from cs336_registry.components import rmsnorm as rmsnorm_contract
+from cs336_registry.components import softmax as softmax_contract
+from cs336_registry.components import swiglu as swiglu_contract
+from cs336_registry.machine import Machine
+from cs336_registry.plugin import Backend, Implementation, hookimpl
+
+
+@hookimpl
+def cs336_backend() -> Backend:
+    claims = [
+        Implementation(
+            component=name,
+            target=f"{__name__}:{name}",
+            dtypes=("float32", "bfloat16"),
+            devices=("cuda",),
+            gradient=True,
+        )
+        for name in ("rmsnorm", "swiglu", "softmax", "cross_entropy")
+    ]
+    return Backend(
+        name="liger",
+        summary="Liger-Kernel's Triton kernels",
+        requires=("torch", "triton", "liger_kernel"),
+        cure="pip install 'cs336-registry[liger]'",
+        implementations=tuple(claims),
+    )
+
+
+@hookimpl
+def cs336_probe(machine: Machine) -> str | None:
+    if not machine.cuda_devices:
+        return f"it needs a CUDA device: {machine.cuda_problem}"
+    return None
+
+
+def rmsnorm(x, weight, eps=1e-5):
+    """In Liger's "gemma" mode, which multiplies by the gain in float32 as the contract does, and not in place."""
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    rmsnorm_contract.check(x, weight, eps)
+    return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "gemma", False)
+
+
+def swiglu(gate, up):
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    swiglu_contract.check(gate, up)
+    return LigerSiLUMulFunction.apply(gate, up)
+
+
+def softmax(x, dim=-1):
+    """Liger's works along the last dimension; another one is moved there."""
+    from liger_kernel.ops.softmax import LigerSoftmaxFunction
+
+    softmax_contract.check(x, dim)
+    return LigerSoftmaxFunction.apply(x.transpose(dim, -1).contiguous()).transpose(dim, -1)
+
+
+def cross_entropy(logits, targets, *, reduction="mean"):
+    """Liger writes the gradient over the logits, which the contract forbids: it gets a copy where it computes one."""
+    from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+
+    cross_entropy_contract.check(logits, targets, reduction)
+    rows = logits.reshape(-1, logits.shape[-1])
+    rows = rows.clone() if rows.requires_grad else rows
+    loss = LigerCrossEntropyFunction.apply(rows, targets.reshape(-1), None, -100, 0.0, 0.0, reduction)[0]
+    return loss.reshape(targets.shape) if reduction == "none" else loss
