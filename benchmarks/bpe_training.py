@@ -102,9 +102,8 @@ def medians(path: Path) -> dict[tuple[str, int, int, str], dict[str, Any]]:
 
 def table(path: Path) -> None:
     """Print the medians as a Markdown table."""
-    print(
-        "| corpus | MB | vocab | library | wall s | processor s | peak MiB | merges |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| corpus | MB | vocab | library | wall s | processor s | peak MiB | merges |")
+    print("|---|---|---|---|---|---|---|---|")
     for (corpus, num_bytes, vocab_size, peer), row in medians(path).items():
         print(
             f"| {corpus} | {num_bytes / 1e6:.0f} | {vocab_size} | {peer} | {row['wall_seconds']:.2f} | "
