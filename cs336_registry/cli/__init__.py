@@ -21,6 +21,30 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
         "train": ("train:train", "Train as a configuration says, and continue after any interruption."),
         "report": ("report:report", "Draw one run, or several side by side, as one self-contained HTML page."),
+        "export": (
+            "export:export",
+            "Write a trained model as a Hugging Face Llama folder, proven by comparing logits.",
+        ),
+    },
+    "Tokenizers": {
+        "tokenizer train": ("tokenizer:train", "Learn a byte-pair vocabulary from text, or from counts."),
+        "tokenizer encode": ("tokenizer:encode", "Write the token ids of text to a file that can be memory-mapped."),
+        "tokenizer decode": ("tokenizer:decode", "Write the text of token ids."),
+        "tokenizer inspect": (
+            "tokenizer:inspect",
+            "Show what a tokenizer learnt, how well it packs text, and how fast it is.",
+        ),
+        "tokenizer export": (
+            "tokenizer:export",
+            "Write a tokenizer for other libraries, each result held against that library.",
+        ),
+        "tokenizer import": ("tokenizer:import_", "Take over a tokenizer from another library's files."),
+        "counts build": (
+            "counts:build",
+            "Count the pretokens of text files, for merging and for cs336 tokenizer train --from-counts.",
+        ),
+        "counts merge": ("counts:merge", "Add up files of counts into one, in bounded memory."),
+        "warmup": ("warmup:warmup", "Compile what backends would otherwise compile while somebody waits."),
     },
     "The registry": {
         "backends": ("backends:backends", "Show which backend provides which component, and why one is not available."),
@@ -131,7 +155,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     app = cyclopts.App(name=f"cs336 {name}", help_format="markdown", version_flags=[])
     app.default(load(name))
     app["--help"].show = False
-    result = app(list(arguments), result_action="return_value", exit_on_error=True)
+    # cyclopts takes a lone hyphen, which stands for standard input, for an option.
+    words = ["./-" if word == "-" else word for word in arguments]
+    result = app(words, result_action="return_value", exit_on_error=True)
     return result if isinstance(result, int) else 0
 
 

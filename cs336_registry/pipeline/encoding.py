@@ -1,7 +1,7 @@
 """Encoding any text with a tokenizer folder, outside a run.
 
-One plain file is encoded where it lies. Anything else (packed files, .jsonl, .parquet, several files, standard input) is
-first written out as one plain text beside the result, with the end-of-text token between its texts; the text stays
+One plain file is encoded where it lies. Anything else (packed files, .jsonl, .parquet, several files, standard input)
+is first written out as one plain text beside the result, with the end-of-text token between its texts; the text stays
 until the encoding is complete, so that an interrupted one continues.
 """
 
@@ -30,7 +30,7 @@ def encode(
     workers: int = 1,
     backend: str | None = None,
 ) -> tokens.Tokens:
-    """The ids of all texts of `inputs` in `out` (.npy, uint16 or uint32) and what is known of them in a .json beside it.
+    """The ids of all texts of `inputs`, in `out` (.npy, uint16 or uint32); what is known of them is in a .json beside.
 
     Raises ValueError where several texts need an end-of-text token and the tokenizer has none, and MismatchError where
     `out` holds other ids.

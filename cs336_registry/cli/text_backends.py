@@ -1,0 +1,73 @@
+"""What the text commands share: choosing a backend, and handing it the options that it has."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..decision import Decision
+
+DEFAULT_CACHE = Path("data/cache")
+FIRST_NAMES = {"num_workers": ("num_workers", "num_threads")}
+"""Options that backends call by one of several names, by the command line's name."""
+
+
+def selector(component: str, backend: str | None) -> str | None:
+    """`backend`, or what another layer selects, or the fastest that runs here: a corpus is no place for a textbook."""
+    import cs336_registry as registry
+
+    decided = registry.resolve(component, backend=backend)
+    return "auto" if backend is None and decided.layer == "default" else backend
+
+
+def choose(component: str, backend: str | None) -> tuple[Callable[..., Any], Decision]:
+    """The callable and the decision for it."""
+    import cs336_registry as registry
+
+    chosen = selector(component, backend)
+    return registry.get(component, backend=chosen), registry.resolve(component, backend=chosen)
+
+
+def fitting(function: Callable[..., Any], backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `function` takes; raises ValueError where one was asked for (is not None) that it lacks."""
+    taken = inspect.signature(function).parameters
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        known = next((one for one in FIRST_NAMES.get(name, (name,)) if one in taken), None)
+        if known is not None:
+            found[known] = value
+        elif value is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"backend {backend} has no --{flag} ({value}): leave it out, or pass --backend numba_bpe")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def distinct(paths: Sequence[Path], duplicates: str, digests: Sequence[tuple[int, str]]) -> list[Path]:
+    """The paths without those whose content another one has; "refuse" raises ValueError at the first."""
+    first: dict[tuple[int, str], Path] = {}
+    for path, identity in zip(paths, digests, strict=True):
+        if identity in first and duplicates == "refuse":
+            raise ValueError(
+                f"{path} has the same content as {first[identity]}: name it once, or pass --duplicates skip"
+            )
+        first.setdefault(identity, path)
+    return list(first.values())
+
+
+@contextmanager
+def disk_full(out: Path) -> Iterator[None]:
+    """Says what a full disk means for the command."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"the disk is full while {out} is made: what was complete before is kept; free some space and run the "
+            f"same command again"
+        ) from None
