@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from cs336_registry.cli.quickstart import quickstart
@@ -78,3 +81,11 @@ def test_progress_in_a_terminal_is_a_bar_with_rate_and_time_left(monkeypatch):
         stage.advance(10)
     shown = terminal.getvalue()
     assert "training" in shown and "100%" in shown and "steps/s" in shown and "left" in shown and "loss 3.2" in shown
+
+
+def test_everything_before_training_loads_no_framework():
+    modules = ("configuration", "corpus", "tokenization", "tokens", "run_data", "report", "quickstart")
+    code = "import sys\n" + "".join(f"import cs336_registry.pipeline.{name}\n" for name in modules)
+    code += "print(sorted({'torch', 'triton', 'numba', 'matplotlib'} & set(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
