@@ -49,6 +49,8 @@ def quickstart(configuration: Configuration, out: Path, progress: Progress) -> P
     progress.say("")
     for name, level in sorted({**baselines, "this model": bits}.items(), key=lambda item: -item[1]):
         progress.say(f"  {level:6.3f} bits per byte   {name}")
+    learnt = bits < baselines["zlib"]
+    progress.say(f"  {'below' if learnt else 'NOT below'} zlib -9, the level that this job is meant to reach")
     for text in summary.samples[:1]:
         progress.say("\nIt writes:\n" + "\n".join(f"  | {line}" for line in text.splitlines()[:24]))
     progress.say(f"\nDone in {duration(time.monotonic() - start)}. Open {page}")

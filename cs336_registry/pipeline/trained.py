@@ -34,9 +34,7 @@ class TrainedModel:
     device: str
 
 
-def load(
-    path: Path, *, checkpoint: str = "last", backend: str | None = None, device: str = "cpu", dtype: str = "float32"
-) -> TrainedModel:
+def load(path: Path, *, checkpoint: str = "last", backend: str | None = None, device: str = "cpu") -> TrainedModel:
     """Read the run in `path`. checkpoint: "last", "best" or the number of a step.
 
     Raises FileNotFoundError where there is no run or no such checkpoint, and MismatchError where the tokenizer is not
@@ -64,7 +62,7 @@ def load(
         )
     model = models.build(configuration, components["transformer_lm"], device)
     checkpoints.load(step, model, None)
-    model.to(getattr(torch, dtype)).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     return TrainedModel(folder, step, configuration, model, tokenizer, components, device)
 
 
