@@ -30,7 +30,8 @@ class FullyShardedDataParallel(torch.nn.Module):
         for layer in layers:
             if uses[layer.weight] == 1:
                 fully_shard(layer, mp_policy=policy)
-        self.module = fully_shard(module, mp_policy=policy)
+        # By default the last group stays whole after a forward pass, and with it what `parameters()` gives.
+        self.module = fully_shard(module, mp_policy=policy, reshard_after_forward=True)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         return self.module(*inputs, **options)

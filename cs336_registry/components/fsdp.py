@@ -126,16 +126,17 @@ def _cast_input(layer: Any, inputs: Any) -> Any:
 
 def weights_are_cut(fsdp, make: ArgumentMaker) -> None:
     """Each rank stores about half of the large weights, also where the rows don't divide evenly."""
-    whole = sum(layer.weight.numel() for layer in ddp.example(make, "plain").modules() if is_sharded(layer))
+    model = ddp.example(make, "plain")
+    large = sum(layer.weight.numel() for layer in model.modules() if is_sharded(layer))
+    small = sum(parameter.numel() for parameter in model.parameters()) - large
     stored = run_on_ranks(_stored, fsdp, make.seed)
-    assert max(stored) <= 0.6 * whole, f"the ranks store {stored} entries of {whole}"
-    assert sum(stored) >= whole, f"the ranks store {stored} entries, together less than {whole}"
+    assert max(stored) <= 0.6 * large + small, f"the ranks store {stored} entries of {large + small}"
+    assert sum(stored) >= large + small, f"the ranks store {stored} entries, together less than {large + small}"
 
 
 def _stored(rank: int, fsdp: Callable[..., Any], seed: int) -> int:
     wrapped = fsdp(ddp.example(ArgumentMaker(seed), "plain"))
-    parts = [layer.weight for layer in wrapped.module.modules() if is_sharded(layer)]
-    return sum(getattr(part, "to_local", lambda part=part: part)().numel() for part in parts)
+    return sum(getattr(part, "to_local", lambda part=part: part)().numel() for part in wrapped.parameters())
 
 
 def names_stay(fsdp, make: ArgumentMaker) -> None:
