@@ -15,7 +15,7 @@ from ... import registry
 
 AREAS: dict[str, tuple[str, ...]] = {
     "text": ("pretoken_counter", "bpe_trainer", "tokenizer"),
-    "data": ("get_batch", "save_checkpoint", "load_checkpoint", "generate"),
+    "data": ("get_batch", "save_checkpoint", "load_checkpoint"),
     "normalisation": ("rmsnorm", "add_rmsnorm"),
     "elementwise": ("embedding", "linear", "silu", "swiglu", "softmax"),
     "positions": ("rope",),
@@ -23,6 +23,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "modules": ("multihead_self_attention", "transformer_block", "transformer_lm"),
     "losses": ("cross_entropy", "linear_cross_entropy"),
     "optimization": ("gradient_clipping", "adamw", "lr_cosine_schedule"),
+    "generation": ("generate",),
     "distributed": ("ddp", "fsdp", "sharded_optimizer"),
 }
 """File of mutants -> the components it breaks; a file is imported when one of them is asked for."""

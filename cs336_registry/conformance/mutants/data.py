@@ -1,4 +1,4 @@
-"""Wrong get_batch, save_checkpoint, load_checkpoint and generate."""
+"""Wrong get_batch, save_checkpoint and load_checkpoint."""
 
 from __future__ import annotations
 
