@@ -21,6 +21,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
         "train": ("train:train", "Train as a configuration says, and continue after any interruption."),
         "report": ("report:report", "Draw one run, or several side by side, as one self-contained HTML page."),
+        "generate": ("generate:generate", "Let a trained model write, streamed token by token."),
         "export": (
             "export:export",
             "Write a trained model as a Hugging Face Llama folder, proven by comparing logits.",

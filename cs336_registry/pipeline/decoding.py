@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..components.generate import check
+
 
 @dataclass
 class Speed:
-    """What the last `stream` has taken so far. Prefill reads the prompt and makes the first token of each row."""
+    """What streams have taken so far, summed. Prefill reads the prompt and makes the first token of each row."""
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
@@ -59,7 +61,8 @@ def stream(
 
     prompt: (batch, tokens). A finished row repeats its stop token. A model without `new_cache` is run without a cache.
     """
-    speed = speed or Speed()
+    check(prompt, sampling.max_new_tokens, sampling.temperature, sampling.top_k, sampling.top_p, None)
+    speed = Speed() if speed is None else speed
     generator = torch.Generator(prompt.device).manual_seed(sampling.seed)
     one_token = partial(
         generate,
@@ -111,7 +114,8 @@ class TextStream:
 
 def _count(speed: Speed, step: int, given: int, rows: int, seconds: float) -> None:
     if step == 0:
-        speed.prefill_tokens, speed.prefill_seconds = given, seconds
+        speed.prefill_tokens += given
+        speed.prefill_seconds += seconds
     else:
         speed.decoded_tokens += rows
         speed.decode_seconds += seconds
