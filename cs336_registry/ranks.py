@@ -50,7 +50,7 @@ def _collect(pipes: list[Any]) -> list[Any]:
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while len(results) < len(pipes):
         waiting = [pipe for pipe in pipes if pipe not in results]
-        ready = connection.wait(waiting, max(0.0, deadline - time.monotonic()))
+        ready: list[Any] = connection.wait(waiting, max(0.0, deadline - time.monotonic()))
         if not ready:
             silent = ", ".join(str(pipes.index(pipe)) for pipe in waiting)
             raise TimeoutError(f"no answer from rank {silent} within {TIMEOUT.total_seconds():.0f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import ArgumentMaker
@@ -75,7 +75,15 @@ def observe(implementation: Callable[..., Any], arguments: Arguments) -> Any:
     return {"parameters": parameters, "state": [state_of(optimizer, parameter) for parameter in parameters]}
 
 
-def take_steps(optimizer: Any, parameters: list[Tensor], gradients: list[list[Tensor | None]]) -> None:
+def timed(implementation: Callable[..., Any], arguments: Arguments) -> Callable[[], Any]:
+    """One step of an optimizer that has its parameters, gradients and state already."""
+    wanted = dict(arguments)
+    gradients, _ = wanted.pop("gradients"), wanted.pop("groups")
+    parameters = with_gradients(wanted.pop("params"), gradients[0])
+    return implementation(parameters, **wanted).step
+
+
+def take_steps(optimizer: Any, parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]]) -> None:
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = None if gradient is None else gradient.detach().clone()
@@ -193,6 +201,7 @@ contract = Component(
     arguments=arguments,
     oracle=oracle,
     observe=observe,
+    timed=timed,
     dtypes=("float32", "bfloat16", "float16", "float64"),
     mutates=("params",),
     tolerance=Tolerance(

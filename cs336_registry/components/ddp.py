@@ -146,7 +146,7 @@ def _average(rank: int, ddp: Callable[..., Any], seed: int) -> None:
     """A linear model's gradient is its input: the average over ranks is known without any other implementation."""
     import torch
 
-    model = torch.nn.Linear(3, 1, bias=False)
+    model: Any = torch.nn.Linear(3, 1, bias=False)
     wrapped = ddp(model)
     wrapped(torch.full((1, 3), float(rank + 1))).sum().backward()
     wrapped.finish_gradient_synchronization()
@@ -179,14 +179,15 @@ def _different(rank: int, ddp: Callable[..., Any], seed: int) -> None:
     class Chooses(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(4))
-            for layer in self.layers:
+            layers = [torch.nn.Linear(2, 2, bias=False) for _ in range(4)]
+            for layer in layers:
                 torch.nn.init.ones_(layer.weight)
+            self.layers = torch.nn.ModuleList(layers)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layers[1 + rank](self.layers[0](x))
 
-    model = Chooses()
+    model: Any = Chooses()
     wrapped = ddp(model)
     for _ in range(2):
         model.zero_grad()

@@ -136,7 +136,9 @@ def weights_are_cut(fsdp, make: ArgumentMaker) -> None:
 
 def _stored(rank: int, fsdp: Callable[..., Any], seed: int) -> int:
     wrapped = fsdp(ddp.example(ArgumentMaker(seed), "plain"))
-    return sum(getattr(part, "to_local", lambda part=part: part)().numel() for part in wrapped.parameters())
+    parts: list[Any] = list(wrapped.parameters())
+    local: list[Any] = [part.to_local() if hasattr(part, "to_local") else part for part in parts]
+    return sum(part.numel() for part in local)
 
 
 def names_stay(fsdp, make: ArgumentMaker) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import ArgumentMaker
@@ -69,7 +69,14 @@ def observe(implementation: Callable[..., Tensor], arguments: Arguments) -> Any:
     return norm, [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def with_gradients(values: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor]:
+def timed(implementation: Callable[..., Tensor], arguments: Arguments) -> Callable[[], Any]:
+    """Clipping in place, over and over: the norm is taken and the gradients are scaled by a factor near 1."""
+    wanted = dict(arguments)
+    parameters = with_gradients(wanted.pop("parameters"), wanted.pop("gradients"))
+    return lambda: implementation(parameters, **wanted)
+
+
+def with_gradients(values: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Any]:
     """Fresh leaf parameters that hold `values` and `gradients`."""
     parameters = [value.detach().clone().requires_grad_() for value in values]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -93,7 +100,7 @@ def oracle(parameters: list[Tensor], max_l2_norm: float, eps: float = 1e-6) -> T
     return norm
 
 
-def _example(make: ArgumentMaker, scale: float) -> list[Tensor]:
+def _example(make: ArgumentMaker, scale: float) -> list[Any]:
     values = [make.normal(*shape) for shape in ((7, 5), (11,), (3, 2, 2))]
     return with_gradients(values, [make.normal(*value.shape, scale=scale) for value in values])
 
@@ -130,7 +137,7 @@ def small_gradients_stay(gradient_clipping, make: ArgumentMaker) -> None:
 
 
 def a_shared_parameter_counts_once(gradient_clipping, make: ArgumentMaker) -> None:
-    once, twice = _example(make, 3.0), []
+    once = _example(make, 3.0)
     twice = with_gradients([p.detach() for p in once], [p.grad for p in once])
     norm = gradient_clipping((parameter for parameter in [*twice, twice[0]]), 1.0)
     assert_nearly_equal(norm, gradient_clipping(iter(once), 1.0), what="the norm with a parameter listed twice")
@@ -153,6 +160,7 @@ contract = Component(
     arguments=arguments,
     oracle=oracle,
     observe=observe,
+    timed=timed,
     dtypes=("float32", "bfloat16", "float16", "float64"),
     mutates=("parameters",),
     tolerance=Tolerance(
