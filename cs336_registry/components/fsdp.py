@@ -126,7 +126,7 @@ def _cast_input(layer: Any, inputs: Any) -> Any:
 
 def weights_are_cut(fsdp, make: ArgumentMaker) -> None:
     """Each rank stores about half of the large weights, also where the rows don't divide evenly."""
-    model = ddp.example(make, "plain")
+    model: Any = ddp.example(make, "plain")
     large = sum(layer.weight.numel() for layer in model.modules() if is_sharded(layer))
     small = sum(parameter.numel() for parameter in model.parameters()) - large
     stored = run_on_ranks(_stored, fsdp, make.seed)
