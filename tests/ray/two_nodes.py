@@ -1,0 +1,66 @@
+"""A process that counts on a cluster of two nodes of this machine and kills one of them on the way.
+
+Started by test_ray.py with the corpus and the bytes of a shard; prints what happened as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import ray
+from cs336_ray.cluster import count_on_cluster
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cs336_registry.text.patterns import GPT2_PATTERN
+from cs336_registry.text.shards import file_ranges
+from tests.corpora import SPECIAL_TOKENS
+
+
+def wake(*nodes: str) -> None:
+    """Start a worker on every node, so that none has done all the work before another is up."""
+    there = ray.remote(num_cpus=1)(lambda: ray.get_runtime_context().get_node_id())
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    found = ray.get([there.options(scheduling_strategy=strategy).remote() for strategy in strategies])
+    assert found == list(nodes)
+
+
+def main() -> None:
+    corpus, shard_bytes = Path(sys.argv[1]), int(sys.argv[2])
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    second = cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    wake(cluster.head_node.node_id, second.node_id)
+    ranges = file_ranges([corpus], GPT2_PATTERN, SPECIAL_TOKENS, shard_bytes)
+    counts: Counter[bytes] = Counter()
+    taken: list[int] = []
+    nodes: list[str] = []
+    killed_after = 0
+    for position, counted in count_on_cluster(ranges, SPECIAL_TOKENS, GPT2_PATTERN, "reference", max_retries=8):
+        counts.update(counted.words.to_dict())
+        taken.append(position)
+        nodes.append(counted.node)
+        if not killed_after and set(nodes) >= {second.node_id, cluster.head_node.node_id}:
+            cluster.remove_node(second, allow_graceful=False)
+            killed_after = len(taken)
+    record = {
+        "shards": len(ranges),
+        "taken": sorted(taken),
+        "killed_after": killed_after,
+        "nodes": len(set(nodes)),
+        "last_node_is_the_head": nodes[-1] == cluster.head_node.node_id,
+        "digest": hashlib.sha256(repr(sorted(counts.items())).encode()).hexdigest(),
+    }
+    ray.shutdown()
+    cluster.shutdown()
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
