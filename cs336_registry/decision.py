@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 from .errors import UnavailableError, UnknownNameError
@@ -87,6 +86,8 @@ class Candidates:
     components: tuple[str, ...]
     order: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """device -> component (or "*") -> backends, fastest first: what `auto` stands for."""
+    broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(component, backend) -> how the implementation failed to load: what could not be loaded is not chosen again."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ def resolve(
     candidates: Candidates,
     layers: Sequence[Layer],
     composite: Composite | None = None,
-    excluded: Mapping[str, str] = MappingProxyType({}),
 ) -> Decision:
-    """The decision for `request`. `excluded` are backends that failed to load, with the reason.
+    """The decision for `request`.
 
     Raises UnknownNameError for a component or backend that does not exist and UnavailableError where a demand can't be
     met.
@@ -118,10 +118,10 @@ def resolve(
         check_names(layer, candidates)
         for choice in layer.selection.for_component(request.component):
             for name in _backends(choice, request, machine, candidates):
-                reasons = _reasons(name, request, machine, candidates, excluded)
+                reasons = _reasons(name, request, machine, candidates)
                 if not reasons:
                     return _decision(name, request, candidates, layer, choice, preferred, rejected)
-                if composite is not None and name not in excluded and _lacks(name, request, candidates):
+                if composite is not None and _lacks(name, request, candidates):
                     return _composed(composite, choice, request, machine, candidates, layer, layers, rejected)
                 rejected += [Rejection(name, reason) for reason in reasons]
                 if choice.demand:
@@ -178,11 +178,9 @@ def _backends(choice: Choice, request: Request, machine: Machine, candidates: Ca
     return [name for name in ranked if name in candidates.plugins]
 
 
-def _reasons(
-    name: str, request: Request, machine: Machine, candidates: Candidates, excluded: Mapping[str, str]
-) -> list[str]:
-    if name in excluded:
-        return [excluded[name]]
+def _reasons(name: str, request: Request, machine: Machine, candidates: Candidates) -> list[str]:
+    if (request.component, name) in candidates.broken:
+        return [candidates.broken[request.component, name]]
     status = candidates.plugins[name]
     if status.state != "ok":
         return [f"{status.state}: {status.reason}"]

@@ -45,6 +45,8 @@ _candidates: Candidates | None = None
 _project: Mapping[str, Any] | None = None
 _chosen: dict[tuple[Any, ...], Any] = {}
 _loaded: dict[tuple[str, str], Callable[..., Any]] = {}
+_broken: dict[tuple[str, str], str] = {}
+"""(component, backend) -> how the implementation failed to load: what `get` could not load, `resolve` passes over."""
 _announced: set[tuple[str, str, str]] = set()
 
 
@@ -174,6 +176,7 @@ def refresh() -> None:
         _discovery = _candidates = _project = None
         _chosen.clear()
         _loaded.clear()
+        _broken.clear()
         _announced.clear()
 
 
@@ -181,31 +184,39 @@ def _choose(key: tuple[Any, ...], component: str, backend: str | None, device: A
     """The slow path of `get`: resolve, load, check the signature; a preferred backend that fails to load is passed
     over.
     """
-    from .decision import COMPOSED, Request, resolve
+    from .decision import Request, resolve
     from .machine import detect
 
     with _lock:
         candidates = _find_candidates()
         _check_environment()
         request = Request(component=component, device=_text(device, "torch.device"), dtype=_text(dtype, "torch."))
-        composite, excluded = _composite(component), {}
+        composite = _composite(component)
         while True:
-            decision = resolve(request, detect(), candidates, layers(backend), composite, excluded)
-            try:
-                found = _load(decision)
-            except Exception as error:
-                if decision.demanded or decision.backend == DEFAULT_BACKEND:
-                    raise
-                excluded[decision.backend] = f"broken: {type(error).__name__}: {error}"
-                continue
-            break
-        for one in (decision, *decision.parts):
+            decision = resolve(request, detect(), candidates, layers(backend), composite)
+            chosen = (decision, *decision.parts)
+            if all(_loads(one) for one in chosen):
+                break
+        for one in chosen:
             _announce(one)
-        if decision.backend == COMPOSED:
+        found = _load(decision)
+        if decision.parts:
             parts = {part.component: _load(part) for part in decision.parts}
             found = functools.partial(found, ops=MappingProxyType(parts))
         _chosen[key] = found
         return found
+
+
+def _loads(decision: Decision) -> bool:
+    """Whether what a decision names can be loaded; where nothing else may serve, the error is raised instead."""
+    try:
+        _load(decision)
+    except Exception as error:
+        if decision.demanded or decision.parts or decision.backend == DEFAULT_BACKEND:
+            raise
+        _broken[decision.component, decision.backend] = f"broken: {type(error).__name__}: {error}"
+        return False
+    return True
 
 
 def _load(decision: Decision) -> Callable[..., Any]:
@@ -266,7 +277,7 @@ def _find_candidates() -> Candidates:
 
         with _lock:
             found = _discover()
-            _candidates = Candidates(found.plugins, tuple(found.components), _auto_order())
+            _candidates = Candidates(found.plugins, tuple(found.components), _auto_order(), _broken)
     return _candidates
 
 

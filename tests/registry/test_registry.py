@@ -310,3 +310,21 @@ def test_get_while_something_else_traces_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with pytest.raises(TracingError, match=r"registry.get\('silu'\)"):
         registry.get("silu")
+
+
+def test_resolve_knows_what_get_could_not_load(install):
+    implementation = Implementation(component="rmsnorm", target="no_such_module_here:rmsnorm")
+    install(FakeEntryPoint("mine", backend_module("mine", implementation)))
+    assert registry.resolve("rmsnorm", backend="mine").backend == "mine"
+    with pytest.warns(FallbackWarning, match="broken: ModuleNotFoundError"):
+        registry.get("rmsnorm", backend="mine")
+    decision = registry.resolve("rmsnorm", backend="mine")
+    assert (decision.backend, decision.preferred) == ("reference", "mine")
+
+
+def test_a_part_that_does_not_load_is_passed_over(install):
+    implementation = Implementation(component="rmsnorm", target="no_such_module_here:rmsnorm")
+    install(FakeEntryPoint("mine", backend_module("mine", implementation)))
+    with pytest.warns(FallbackWarning, match="rmsnorm: mine was preferred"):
+        block = registry.get("transformer_block", backend="rmsnorm=mine?")
+    assert block.keywords["ops"]["rmsnorm"].__module__ == "cs336_reference.rmsnorm"
