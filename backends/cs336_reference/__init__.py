@@ -3,7 +3,9 @@
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+WIDE = ("float32", "float64")
 TENSORS = ("cpu", "cuda")
+FSDP = ("tied_weights", "unused_parameters", "frozen_weights", "compute_dtype")
 
 
 def _text(name: str, target: str, *features: str) -> Implementation:
@@ -31,13 +33,16 @@ def _op(name: str, *features: str) -> Implementation:
     )
 
 
-def _other(name: str, target: str = "", dtypes: tuple[str, ...] = FLOATS) -> Implementation:
+def _other(
+    name: str, target: str = "", dtypes: tuple[str, ...] = FLOATS, features: tuple[str, ...] = ()
+) -> Implementation:
     return Implementation(
         component=name,
         target=f"cs336_reference.{name}:{target or name}",
         dtypes=dtypes,
         devices=TENSORS,
         deterministic=True,
+        features=features,
         requires=("torch",),
     )
 
@@ -70,8 +75,8 @@ def cs336_backend() -> Backend:
             _other("save_checkpoint", dtypes=()),
             _other("load_checkpoint", dtypes=()),
             _other("generate", dtypes=()),
-            _other("ddp", "DistributedDataParallel", dtypes=("float32",)),
-            _other("fsdp", "FullyShardedDataParallel", dtypes=("float32",)),
-            _other("sharded_optimizer", "ShardedOptimizer", dtypes=("float32",)),
+            _other("ddp", "DistributedDataParallel", WIDE, ("unused_parameters",)),
+            _other("fsdp", "FullyShardedDataParallel", ("float32",), FSDP),
+            _other("sharded_optimizer", "ShardedOptimizer", WIDE, ("state_of_own_parameters",)),
         ),
     )

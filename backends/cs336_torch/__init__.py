@@ -3,6 +3,8 @@
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+WIDE = ("float32", "float64")
+FSDP = ("tied_weights", "unused_parameters", "frozen_weights", "compute_dtype")
 
 
 def _op(name: str, *features: str, **claims) -> Implementation:
@@ -17,8 +19,8 @@ def _op(name: str, *features: str, **claims) -> Implementation:
     )
 
 
-def _other(name: str, target: str = "", dtypes: tuple[str, ...] = ()) -> Implementation:
-    return _op(name, target=target or name, dtypes=dtypes, gradient=False, compile=False, thread_safe=False)
+def _other(name: str, target: str = "", dtypes: tuple[str, ...] = (), features: tuple[str, ...] = ()) -> Implementation:
+    return _op(name, *features, target=target or name, dtypes=dtypes, gradient=False, compile=False, thread_safe=False)
 
 
 @hookimpl
@@ -42,13 +44,14 @@ def cs336_backend() -> Backend:
             _op("cross_entropy"),
             _op("linear_cross_entropy"),
             _other("gradient_clipping", dtypes=FLOATS),
-            _other("adamw", "AdamW", dtypes=FLOATS),
+            # PyTorch keeps its moments in the parameters' dtype, where the contract wants float32.
+            _other("adamw", "AdamW", WIDE),
             _other("lr_cosine_schedule"),
             _other("save_checkpoint"),
             _other("load_checkpoint"),
             _other("generate"),
-            _other("ddp", "DistributedDataParallel", dtypes=("float32",)),
-            _other("fsdp", "FullyShardedDataParallel", dtypes=("float32",)),
-            _other("sharded_optimizer", "ShardedOptimizer", dtypes=("float32",)),
+            _other("ddp", "DistributedDataParallel", WIDE),
+            _other("fsdp", "FullyShardedDataParallel", ("float32",), FSDP),
+            _other("sharded_optimizer", "ShardedOptimizer", WIDE),
         ),
     )

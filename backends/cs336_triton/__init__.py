@@ -35,7 +35,7 @@ def cs336_backend() -> Backend:
             _op("swiglu"),
             _op("rope"),
             _op("softmax"),
-            _op("attention", "mask", "documents", "grouped_query", limits={"d_head": (1, 256)}),
+            _op("attention", "mask", "documents", "grouped_query", "value_dim", limits={"d_head": (1, 256)}),
             _op("cross_entropy"),
             _op("linear_cross_entropy"),
             _op("gradient_clipping", gradient=False, compile=False),
