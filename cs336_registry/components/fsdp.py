@@ -152,6 +152,23 @@ def _gathered(rank: int, fsdp: Callable[..., Any], seed: int) -> dict[str, tuple
     return {name: tuple(tensor.shape) for name, tensor in wrapped.gather_full_parameters().items()}
 
 
+def layers_compute_in_the_compute_dtype(fsdp, make: ArgumentMaker) -> None:
+    for dtypes in run_on_ranks(_result_dtypes, fsdp, make.seed):
+        assert dtypes == {"torch.bfloat16"}, f"compute_dtype is bfloat16, the layers' results are {sorted(dtypes)}"
+
+
+def _result_dtypes(rank: int, fsdp: Callable[..., Any], seed: int) -> set[str]:
+    given = arguments(Case(id="law", sizes={"compute_dtype": "bfloat16", "kind": "mixed"}), ArgumentMaker(seed))
+    # Listed before wrapping, which may give the layers' classes other names.
+    layers = [layer for layer in given["module"].modules() if is_sharded(layer)]
+    wrapped = fsdp(given["module"], given["compute_dtype"])
+    found: set[str] = set()
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, result: found.add(str(result.dtype)))
+    wrapped(given["token_ids"][0])
+    return found
+
+
 contract = Component(
     signature=fsdp,
     kind="module",
@@ -202,6 +219,12 @@ contract = Component(
     laws=(
         Law(id="cut", statement="each rank stores its part of the large weights alone", check=weights_are_cut),
         Law(id="names", statement="gathering gives the names and shapes of the model", check=names_stay),
+        Law(
+            id="compute_dtype",
+            statement="layers compute in compute_dtype",
+            check=layers_compute_in_the_compute_dtype,
+            features=("compute_dtype",),
+        ),
     ),
     workloads=(Workload(id="three_steps", sizes={"batch": 64}),),
     adapter="get_fsdp",

@@ -1,4 +1,4 @@
-"""What the kit asks of an implementation. Every check follows from the contract; a backend brings nothing but its claims.
+"""What the kit asks of an implementation. Every check follows from the contract; a backend brings its claims alone.
 
 A check runs one implementation and raises AssertionError when it is wrong. The groups, in the order a person wants to
 read failures: signature, case, gradient, error, law, layout, poison, mutation, again, repeat, threads.
@@ -163,7 +163,7 @@ def _gradient(question: _Question, implementation: Callable[..., Any]) -> None:
 def _error(question: _Question, implementation: Callable[..., Any]) -> None:
     contract, case = question.contract, question.subject
     arguments = case.arguments(question.trial.maker(dtype=question.dtype))
-    # What a contract observes may need more than the bare parameters; bad parameters alone must be refused by the call itself.
+    # What a contract observes may need more than the parameters; bad parameters alone are refused by the call itself.
     direct = contract.observe is None or set(arguments) <= set(contract.parameters)
     try:
         result = implementation(**arguments) if direct else contract.run(implementation, arguments)

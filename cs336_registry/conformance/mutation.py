@@ -22,7 +22,7 @@ UNRELATED = ("signature", "error", "threads")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`caught_by` is the check that failed, as `group[id]`, and `message` what it said; None where the mutant survived."""
+    """`caught_by` is the check that failed, as `group[id]`, None where the mutant survived; `message` what it said."""
 
     mutant: Mutant
     caught_by: str | None

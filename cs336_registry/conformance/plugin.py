@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def settings_of(config: pytest.Config) -> Settings:
-    """The session's settings; the first use loads the registry and prepares this process for the backends under test."""
+    """The session's settings; the first use loads the registry and prepares this process for the backends."""
     if _settings_key not in config.stash:
         config.stash[_settings_key] = _read(config)
     return config.stash[_settings_key]
@@ -112,7 +112,7 @@ def cs336_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def implementation_of(cs336_backend: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    """`implementation_of("attention")` is the backend's own callable; the test is skipped where the backend has none."""
+    """`implementation_of("attention")` is the backend's own callable; the test is skipped where there is none."""
     from contextlib import ExitStack
 
     from .subject import find, gpu_lock

@@ -13,8 +13,8 @@ def nan_in_uninitialised_memory() -> Iterator[None]:
     """While open, every floating tensor that `torch.empty` and its relatives hand out is filled with NaN.
 
     A kernel that forgets its last block usually passes its tests, because fresh memory often holds the right answer of
-    the call before. A dispatch mode sees the call however the function was imported, and in the backward pass too (which
-    a function mode does not: it is off while `backward` runs).
+    the call before. A dispatch mode sees the call however the function was imported, and in the backward pass too
+    (which a function mode does not: it is off while `backward` runs).
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 

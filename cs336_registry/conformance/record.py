@@ -39,7 +39,7 @@ class Record:
             write_json(self.path, self.to_dict(), indent=1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what was judged, where, with which versions, every check, and the claims that could be made."""
+        """Plain data: what was judged, where, with which versions, every check, the claims that could be made."""
         return {
             "format": FORMAT,
             "backends": list(self.settings.backends),
@@ -60,7 +60,7 @@ class Record:
             if row["outcome"] in ("claimable", "unsupported") and len(row["unclaimed"]) == 1:
                 audited[row["backend"], row["component"], row["unclaimed"][0]].append(row["outcome"])
         return [
-            f"{backend}: {component} passes {len(outcomes)} of {len(outcomes)} checks that it does not claim ({reason}): "
+            f"{backend}: {component} passes {len(outcomes)} of {len(outcomes)} unclaimed checks ({reason}): "
             f"you support this, claim it"
             for (backend, component, reason), outcomes in sorted(audited.items())
             if set(outcomes) == {"claimable"}

@@ -32,8 +32,8 @@ def run_conformance(
 ) -> Report:
     """Judge `backends` in a pytest session of this process and return what was found.
 
-    workers: processes of pytest-xdist ("auto": one a core), 0 for none. pytest_arguments: anything else for pytest, such
-    as ("--junitxml=conformance.xml",). Raises what pytest raises for options it does not know.
+    workers: processes of pytest-xdist ("auto": one a core), 0 for none. pytest_arguments: anything else for pytest,
+    such as ("--junitxml=conformance.xml",). Raises what pytest raises for options it does not know.
     """
     import pytest
 

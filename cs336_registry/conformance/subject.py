@@ -125,7 +125,7 @@ def prepare_interpreter(backends: Sequence[str], machine: Machine | None = None)
 
 
 def spare_worker() -> None:
-    """In a pytest-xdist worker, one thread per process: the workers share the cores already. Before torch is imported."""
+    """In a pytest-xdist worker, one thread a process: the workers share the cores. Call it before importing torch."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -136,9 +136,8 @@ def gpu_lock(device: str) -> Iterator[None]:
     if device != "cuda" or "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    from filelock import FileLock
-
     import torch
+    from filelock import FileLock
 
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     with FileLock(Path(tempfile.gettempdir()) / f"cs336-gpu-{user}.lock"):

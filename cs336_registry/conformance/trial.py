@@ -1,4 +1,4 @@
-"""Running one implementation on one case: fresh arguments, the value, the gradients, and what the oracle says of them."""
+"""Running one implementation on one case: fresh arguments, the value, the gradients, and what the oracle says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Upstream:
-    """The gradients that arrive at a result: random and uneven, or all ones expanded from one number, as `.sum()` sends them."""
+    """The gradients that arrive at a result: random and uneven, or ones expanded from one number, as `.sum()` sends."""
 
     seed: int
     dtype: str
@@ -51,7 +51,7 @@ class Upstream:
     layout: Layout | None = None
 
     def gradients(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """New tensors at every call, rounded to `dtype` and then of each output's dtype: the oracle sees the same numbers."""
+        """New tensors at every call, rounded to `dtype`, then of each output's dtype: the oracle sees the same."""
         import torch
 
         make = ArgumentMaker(self.seed + 17, dtype=self.dtype)
@@ -119,7 +119,7 @@ def assert_agrees(contract: Component, found: Any, case: Case, dtype: str | None
 def assert_gradients_agree(
     contract: Component, found: Gradients, case: Case, dtype: str, trial: Trial, kind: UpstreamKind
 ) -> None:
-    """The gradients `found` against the oracle's, taken in float64 on the same rounded arguments and upstream gradients."""
+    """The gradients `found` against the oracle's, in float64 on the same rounded arguments and upstream gradients."""
     plain, truth = expected_gradients(contract, case, dtype, trial, kind)
     for path, gradient in found.of.items():
         what = f"gradient of {path}"
@@ -183,7 +183,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _shrunk_error(narrow: Any, truth: Any) -> Any:
-    """What plain PyTorch may lose in float64: its error in float32, made smaller by the ratio of the two rounding errors.
+    """What plain PyTorch may lose in float64: its error in float32, smaller by the ratio of the rounding errors.
 
     The oracle in float64 is the truth itself, so its own error there can't be seen.
     """

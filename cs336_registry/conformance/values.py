@@ -1,4 +1,4 @@
-"""Walking through arguments and results: nested dicts, lists and tuples whose leaves may be tensors, arrays or anything.
+"""Walking through arguments and results: nested dicts, lists and tuples of tensors, arrays or anything else.
 
 Text components must be judged without PyTorch: a process that has not imported torch holds no tensor, so `sys.modules`
 is asked and nothing is imported.
@@ -49,7 +49,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting with every leaf replaced by `change(leaf)`; a leaf that occurs twice (tied weights) stays one."""
+    """The same nesting with `change(leaf)` for every leaf; a leaf that occurs twice (tied weights) stays one."""
     replaced: dict[int, tuple[Any, Any]] = {}
 
     def walk(item: Any) -> Any:
@@ -68,7 +68,7 @@ def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def widened(value: Any) -> Any:
-    """The same numbers in float64: tensors, parameters and their gradients, modules, arrays, and dtypes given as values."""
+    """The same numbers in float64: tensors, parameters and their gradients, modules, arrays, dtypes as values."""
     return _converted(value, "float64")
 
 
@@ -126,7 +126,7 @@ def relaid(value: Any, layout: Layout) -> Any:
 
 
 def _poison_like(tensor: Any) -> Any:
-    """NaN for floating dtypes. Integers have no NaN, and an id out of range would crash the process: their order is turned round."""
+    """NaN; for integers, which have none, the values in reverse: an id out of range would crash the process."""
     import torch
 
     return torch.full_like(tensor, float("nan")) if tensor.dtype.is_floating_point else tensor.flip(0)
@@ -175,7 +175,8 @@ def first_difference(found: Any, expected: Any, path: str = "result") -> str | N
     if isinstance(expected, float) and isinstance(found, float) and math.isnan(expected) and math.isnan(found):
         return None
     if type(found) is not type(expected):
-        return f"{path} is {_short(found)} ({type(found).__name__}), expected {_short(expected)} ({type(expected).__name__})"
+        kinds = type(found).__name__, type(expected).__name__
+        return f"{path} is {_short(found)} ({kinds[0]}), expected {_short(expected)} ({kinds[1]})"
     return None if found == expected else f"{path} is {_short(found)}, expected {_short(expected)}"
 
 
@@ -195,7 +196,8 @@ def _tensor_difference(found: Any, expected: Any, path: str) -> str | None:
     if bool(same.all()):
         return None
     where = tuple(int(index) for index in (~same).nonzero()[0])
-    return f"{path}{list(where)} is {found[where].item()}, expected {expected[where].item()} ({int((~same).sum())} entries differ)"
+    one, other, count = found[where].item(), expected[where].item(), int((~same).sum())
+    return f"{path}{list(where)} is {one}, expected {other} ({count} entries differ)"
 
 
 def _array_difference(found: Any, expected: Any, path: str) -> str | None:

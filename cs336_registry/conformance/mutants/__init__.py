@@ -1,7 +1,7 @@
 """Wrong backends, each with one realistic bug: the kit that judges backends is itself judged by catching all of them.
 
-A mutant is a function, or a class made from the textbook's. Its checks are those of the contract but for the error cases,
-unless the bug is about errors: a mutant must be caught for its bug, not for a message it does not bother to raise.
+A mutant is a function, or a class made from the textbook's. Its checks are those of the contract but for the error
+cases, unless the bug is about errors: it must be caught for its bug, not for a message it does not bother to raise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AREAS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One wrong implementation. `groups` limits the checks that may catch it; `raises` says that it crashes by its bug."""
+    """One wrong implementation. `groups` limits the checks that may catch it; `raises`: it crashes by its bug."""
 
     name: str
     component: str

@@ -289,7 +289,7 @@ def shared_key_buffer(textbook):
         allowed = scores_allowed(q, k, mask, is_causal, document_ids)
         buffer[k.shape] = k.clone()
         time.sleep(1e-4)
-        # Another thread's keys of the same shape are the same case's: what goes wrong is the scale that comes with them.
+        # Keys of the same shape are often the same case's, so that the scale is what goes wrong.
         buffer["scale"] = q.shape[-1] ** -0.5 if scale is None else scale
         time.sleep(1e-4)
         return attend(q, buffer[k.shape], v, allowed, buffer["scale"])

@@ -1,4 +1,4 @@
-"""Wrong ddp, fsdp and sharded_optimizer. Ranks are processes that import these classes, so they stand at the top level."""
+"""Wrong ddp, fsdp and sharded_optimizer: classes of this module, since the processes of the ranks import them."""
 
 from __future__ import annotations
 

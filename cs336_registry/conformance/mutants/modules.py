@@ -11,7 +11,7 @@ PARTS = ("embedding", "linear", "rmsnorm", "add_rmsnorm", "silu", "swiglu", "rop
 
 
 def built(module, **changed):
-    """A function that builds `module` over the reference's operations, with those in `changed` made from the right ones."""
+    """Builds `module` over the reference's operations, with those in `changed` made from the right ones."""
     right = registry.operations(PARTS, backend="reference!")
     ops = {**right, **{name: change(right[name]) for name, change in changed.items()}}
 
