@@ -31,6 +31,11 @@ _MERGE_PAIRS = (
 _MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[]"
 
 
+def symbol_of(name: str) -> str:
+    """A kernel's name in machine code."""
+    return "cs336_" + name.replace(":", "_")
+
+
 def _kernel(module: str, arguments: str) -> Kernel:
     return Kernel(module, tuple(arguments.split()))
 

@@ -14,6 +14,9 @@ from .corpus import Options, is_small
 from .kept_counts import load_words
 from .small import train_merges
 
+CORPUS_PER_TEXT = 10
+"""Bytes of corpus for a byte of distinct pretokens, about: what `is_small` judges is the size of a corpus."""
+
 
 def train_from_counts(
     words: KeptCounts,
@@ -31,7 +34,7 @@ def train_from_counts(
     kept = [] if cache is None else cache.load_merges(tie_break)[:num_merges]
     if len(kept) == num_merges:
         return _with_vocab(kept, special_tokens)
-    if is_small(len(words.text), ("merge",)):
+    if is_small(CORPUS_PER_TEXT * len(words.text), ("merge",)):
         merges = train_merges(words.to_dict(), num_merges, tie_break)
         if cache is not None:
             cache.save_checkpoint(merges, _with_vocab(merges, special_tokens)[0], tie_break)

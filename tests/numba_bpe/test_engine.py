@@ -5,18 +5,29 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cs336_numba_bpe import byte_ranges, compile_cache, corpus, spill, text_buffer, tokenizer, word_counter
+from cs336_numba_bpe import (
+    byte_ranges,
+    compile_cache,
+    corpus,
+    merge_engine,
+    spill,
+    text_buffer,
+    tokenizer,
+    word_counter,
+)
 from cs336_numba_bpe.bpe_trainer import bpe_trainer
 from cs336_numba_bpe.compile_cache import load_kernels, private_folder
 from cs336_numba_bpe.constants import CL100K, GPT2
 from cs336_numba_bpe.count_table import WordCounts
 from cs336_numba_bpe.merge_engine import MergeEngine
+from cs336_numba_bpe.native_image import flatten
 from cs336_numba_bpe.pretoken_counter import pretoken_counter
 from cs336_numba_bpe.small import train_merges
 from cs336_numba_bpe.tokenizer import Tokenizer
@@ -263,23 +274,47 @@ def test_running_needs_no_numba_once_compiled(prose: Path) -> None:
         "corpus.WARM_BYTES = 0\n"
         "from cs336_numba_bpe.bpe_trainer import bpe_trainer\n"
         "bpe_trainer(sys.argv[1], 400)\n"
-        "assert 'llvmlite' in sys.modules and not {'numba', 'torch'} & set(sys.modules)"
+        "assert 'numpy' in sys.modules and not {'numba', 'llvmlite', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(prose)], check=True)
 
 
-def test_damaged_object_code_is_never_run(tmp_path: Path) -> None:
-    """Cut or changed object code is never run."""
-    path = compile_cache.object_path("merge_wide", private_folder(tmp_path / "cache"))
-    said: list[str] = []
-    load_kernels("merge_wide", tmp_path / "cache", said.append)
+def test_damaged_machine_code_is_never_run(tmp_path: Path) -> None:
+    """Cut or changed machine code is never run."""
+    compile_cache.warmup()
+    path = compile_cache.code_path("merge", compile_cache.default_cache_folder())
+    copy = tmp_path / path.name
     good = path.read_bytes()
-    assert "once" in said[0] and "compiled in" in said[1]
+    copy.write_bytes(good)
+    assert compile_cache._read(copy) is not None
     for damaged in (good[:-100], good[:2000] + b"\xcc" * 16 + good[2016:], b""):
-        assert compile_cache._read_object(path) is not None
-        path.write_bytes(damaged)
-        assert compile_cache._read_object(path) is None
-        path.write_bytes(good)
+        copy.write_bytes(damaged)
+        assert compile_cache._read(copy) is None
+
+
+@pytest.mark.slow
+def test_object_code_that_is_no_image_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where code can't be laid out as an image, it is kept as object code, and gives the same merges."""
+    words = expected_counts(samples.prose(3000, seed=7).encode(), (), GPT2_PATTERN)
+    expected = MergeEngine(WordCounts.from_dict(words), 500, wide=True)
+    monkeypatch.setattr(compile_cache, "flatten", lambda code, names: None)
+    said: list[str] = []
+    kernels = [load_kernels("merge_wide", private_folder(tmp_path / "cache"), said.append)]
+    assert "once" in said[0] and "compiled in" in said[1]
+    monkeypatch.setattr(compile_cache, "_loaded", {})
+    kernels.append(load_kernels("merge_wide", tmp_path / "cache", said.append))
+    assert len(said) == 2, "kept object code was compiled again"
+    expected.run(244)
+    for loaded in kernels:
+        monkeypatch.setattr(merge_engine, "load_kernels", lambda group, announce, loaded=loaded: loaded)
+        engine = MergeEngine(WordCounts.from_dict(words), 500, wide=True)
+        engine.run(244)
+        assert engine_merges(engine) == engine_merges(expected)
+
+
+def test_images_are_made_of_code_that_refers_to_itself_alone() -> None:
+    assert flatten(b"no object file", ["f"]) is None
+    assert flatten(b"\x7fELF\x02\x01" + bytes(12) + struct.pack("<H", 183) + bytes(60), ["f"]) is None, "another CPU"
 
 
 def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
