@@ -88,7 +88,11 @@ def train(
         raise ValueError(f"--checkpoint-every is {checkpoint_every}: it must be at least 1 merge")
     say = _silent if quiet else _say
     function, decision = choose("bpe_trainer", backend)
-    source = _Text(inputs, special_token, pattern or "gpt2") if inputs else _Counts(from_counts, special_token)
+    source = (
+        _Counts(from_counts, special_token)
+        if from_counts is not None
+        else _Text(inputs, special_token, pattern or "gpt2")
+    )
     request = {
         "vocab_size": vocab_size,
         "pattern": pattern_name(source.pattern),
