@@ -92,7 +92,8 @@ def forward_kernel(
                 tl.store(total_rows + at, value, mask=mask)
                 value = value.to(ACCUMULATOR)
             squares += value * value
-        rstd = tl.rsqrt(tl.sum(squares, axis=1, keep_dims=True) / n_cols + scalar(eps, ACCUMULATOR))
+        mean_of_squares = tl.sum(squares, axis=1, keep_dims=True) / n_cols
+        rstd = tl.rsqrt(tl.where(in_rows, mean_of_squares + scalar(eps, ACCUMULATOR), 1.0))
         tl.store(rstd_pointer + rows, rstd, mask=in_rows)
         for start in range(0, n_cols, BLOCK):
             at = start + columns
@@ -117,7 +118,8 @@ def forward_kernel(
             tl.store(total_rows + columns, value, mask=mask)
             value = value.to(ACCUMULATOR)
         mean_of_squares = tl.sum(value * value, axis=1, keep_dims=True) / n_cols
-        rstd = tl.rsqrt(mean_of_squares + scalar(eps, ACCUMULATOR))
+        # A row beyond the last has no squares, and eps may be 0.
+        rstd = tl.rsqrt(tl.where(in_rows, mean_of_squares + scalar(eps, ACCUMULATOR), 1.0))
         tl.store(rstd_pointer + rows, rstd, mask=in_rows)
         tl.store(normed_rows + columns, narrow(value * rstd * weight, normed_pointer.dtype.element_ty), mask=mask)
 

@@ -313,8 +313,9 @@ def default_tile(card: Card) -> Configuration:
 
 
 def _like(x: Tensor) -> Tensor:
-    """Uninitialised memory for a result: in the order of x up to four dimensions, contiguous where more are folded."""
-    return torch.empty_like(x) if x.ndim <= 4 else x.new_empty(x.shape)
+    """Uninitialised memory for a result: in the order of x where that has unit stride along D and nothing is folded."""
+    empty = torch.empty_like(x) if x.ndim <= 4 else x.new_empty(x.shape)
+    return empty if empty.stride(-1) == 1 else x.new_empty(x.shape)
 
 
 def _unit_stride(x: Tensor) -> Tensor:

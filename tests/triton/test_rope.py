@@ -87,6 +87,13 @@ def test_transposed_views_are_neither_copied_nor_reordered(rope):
     assert q.stride() == given["q"].stride() and k.stride() == given["k"].stride()
 
 
+def test_strided_features(rope):
+    """Features that are not beside each other are copied together, and the results still reach the caller."""
+    given = arguments(maker(), (2, 3, 11, 8), (2, 1, 11, 8))
+    given["q"], given["k"] = (given[name].mT.contiguous().mT for name in ("q", "k"))
+    check_against_float64("rope", rope, given)
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_a_result_that_is_not_used_has_no_gradient(rope, used):
     given = arguments(maker(), (2, 3, 5, 8), (2, 1, 5, 8))
