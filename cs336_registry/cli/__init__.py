@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "export:export",
             "Write a trained model as a Hugging Face Llama folder, proven by comparing logits.",
         ),
+        "doctor": ("doctor:doctor", "Hold this machine against a configuration and say what to do."),
     },
     "Tokenizers": {
         "tokenizer train": ("tokenizer:train", "Learn a byte-pair vocabulary from text, or from counts."),
