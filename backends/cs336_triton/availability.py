@@ -1,4 +1,4 @@
-"""Can this backend run here, and if not, which of four things is missing? Asked before torch or Triton is imported."""
+"""Can this backend run here, or which of four things is in the way? Asked before torch or Triton is imported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ OLDEST_CAPABILITY = (8, 0)
 
 
 def probe(machine: Any) -> str | None:
-    """None where the kernels can run; otherwise one sentence that names what is missing and what cures it.
+    """None where the kernels can run; otherwise one sentence that names what is in the way and what cures it.
 
     `machine` has `cuda_devices` (each with `name` and `capability`) and `triton_interpreter` (TRITON_INTERPRET is on).
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: `pip install triton` (Linux), or choose another backend"
     if machine.triton_interpreter:
-        return None
+        return _interpreter_beside_a_card(machine.cuda_devices[0]) if machine.cuda_devices else None
     if not machine.cuda_devices:
         return (
             "triton is installed but no CUDA device is visible (no active driver): use a machine with an NVIDIA card "
@@ -31,3 +31,10 @@ def probe(machine: Any) -> str | None:
             f"newer (A100, H100, RTX 30 or later): use such a card, or the backend torch"
         )
     return None
+
+
+def _interpreter_beside_a_card(device: Any) -> str:
+    return (
+        f"TRITON_INTERPRET=1 runs every kernel in Triton's interpreter on the CPU although {device.name} is visible: "
+        f"unset it to use the card, or set CUDA_VISIBLE_DEVICES= (empty) to mean the CPU"
+    )

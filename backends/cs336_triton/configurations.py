@@ -4,8 +4,9 @@ The tables are `tables/sm_<capability>.json`, written by `benchmarks/triton_tuni
 a list of rows {kernel, dtype, bucket, num_warps, num_stages, constants} beside the card, driver, versions and commit.
 Where a table has no row, the kernel's own default (a function in its file) answers.
 
-CS336_TRITON_TUNE=1 lets a kernel with several candidates time them on its first call of each (kernel, dtype, bucket)
-and keeps the winners in $XDG_CACHE_HOME/cs336_registry/triton/<card>.json. Without it nothing is ever timed.
+CS336_TRITON_TUNE=1 lets a kernel with several candidates (attention's) time them on its first call of each (kernel,
+dtype, bucket) and keeps the winners in $XDG_CACHE_HOME/cs336_registry/triton/<card>-<Triton's version>.json. Without
+it nothing is ever timed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from .runtime import Card, card, dtype_name
 
@@ -178,7 +180,7 @@ def time_candidates(
 def cache_path(device: torch.device) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     card_name = "".join(c if c.isalnum() else "_" for c in torch.cuda.get_device_name(device))
-    return root / "cs336_registry" / "triton" / f"{card_name}.json"
+    return root / "cs336_registry" / "triton" / f"{card_name}-{triton.__version__}.json"
 
 
 _tuned_rows: dict[Path, dict[Key, Configuration]] = {}
@@ -197,9 +199,18 @@ def _tuned(
 ) -> Configuration:
     path = cache_path(device)
     if path not in _tuned_rows:
-        _tuned_rows[path] = read_rows(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        _tuned_rows[path] = _read_cache(path)
     rows = _tuned_rows[path]
     if rows.get(key) not in candidates:
-        rows[key] = time_candidates(candidates, run)[0][1]
+        winner = time_candidates(candidates, run)[0][1]
+        # Other processes may have written winners meanwhile: theirs stay.
+        rows |= {**_read_cache(path), key: winner}
         write_json(path, write_rows(rows))
     return rows[key]
+
+
+def _read_cache(path: Path) -> dict[Key, Configuration]:
+    try:
+        return read_rows(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a table of configurations ({error}): delete it to tune again") from error

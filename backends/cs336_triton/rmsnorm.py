@@ -269,9 +269,7 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     if normed.numel():
         walk = n_cols > WIDEST_TILE
         block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
-        chosen = configuration(
-            "rmsnorm_forward", x.device, x.dtype, str(block), partial(default_forward, block=block)
-        )
+        chosen = configuration("rmsnorm_forward", x.device, x.dtype, str(block), partial(default_forward, block=block))
         launch(
             forward_kernel,
             (triton.cdiv(n_rows, chosen["ROWS"]),),
