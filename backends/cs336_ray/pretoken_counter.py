@@ -35,7 +35,7 @@ def pretoken_counter(
     max_ram: int | str | None = None,
     progress: bool | None = None,
 ) -> dict[bytes, int]:
-    """The contract's counts. A corpus of one shard is counted here, without a cluster.
+    """The contract's counts. A corpus no larger than a shard is counted here, without a cluster.
 
     address: a cluster's, by default the one this process is connected to, RAY_ADDRESS, or a cluster of this machine
     alone. counter: a selector of the backend that counts each shard. max_retries: how often a shard is counted again
@@ -48,10 +48,10 @@ def pretoken_counter(
     if any(path == STANDARD_INPUT or not path.is_file() for path in paths):
         # A stream can't be read on another machine.
         return _here(counter)(paths, tokens, pattern=pattern)
-    ranges = file_ranges([path.absolute() for path in paths], pattern, tokens, shard_bytes)
-    if len(ranges) == 1:
+    total = sum(path.stat().st_size for path in paths)
+    if total <= shard_bytes:
         return _here(counter)(paths, tokens, pattern=pattern)
-    total = sum(one.end - one.start for one in ranges)
+    ranges = file_ranges([path.absolute() for path in paths], pattern, tokens, shard_bytes)
     with (
         connected(address or os.environ.get("RAY_ADDRESS")),
         Accumulator(budget) as sums,

@@ -5,6 +5,7 @@ Started by test_ray.py with the corpus and the bytes of a shard; prints what hap
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import ray
 from cs336_ray.cluster import count_on_cluster
+from cs336_ray.pretoken_counter import pretoken_counter
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -57,6 +59,15 @@ def main() -> None:
         "last_node_is_the_head": nodes[-1] == cluster.head_node.node_id,
         "digest": hashlib.sha256(repr(sorted(counts.items())).encode()).hexdigest(),
     }
+    # The backend's own function takes the connection that is there, and a task's error is raised as it is.
+    again = pretoken_counter(corpus, SPECIAL_TOKENS, counter="reference", shard_bytes=5 * shard_bytes, max_ram="1MB")
+    record["the_backend_agrees"] = again == dict(counts)
+    damaged = corpus.with_name("damaged.txt.gz")
+    damaged.write_bytes(gzip.compress(corpus.read_bytes())[:-9])
+    try:
+        pretoken_counter([corpus, damaged], SPECIAL_TOKENS, counter="reference", shard_bytes=5 * shard_bytes)
+    except ValueError as error:
+        record["error"] = str(error)
     ray.shutdown()
     cluster.shutdown()
     print(json.dumps(record))
