@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 class ArgumentMaker:
-    """Draws tensors and writes input files. `dtype` is the floating dtype's name; `folder` receives files.
-
-    `strided=True` returns every floating tensor as a non-contiguous view with padded strides, which changes no value.
-    """
+    """Draws tensors and writes input files. `dtype` is the floating dtype's name; `folder` receives files."""
 
     def __init__(
         self,
@@ -28,11 +25,10 @@ class ArgumentMaker:
         dtype: str = "float32",
         device: str = "cpu",
         folder: Path | None = None,
-        strided: bool = False,
     ) -> None:
         import numpy as np
 
-        self.seed, self.dtype_name, self.device, self.folder, self.strided = seed, dtype, device, folder, strided
+        self.seed, self.dtype_name, self.device, self.folder = seed, dtype, device, folder
         self.generator: np.random.Generator = np.random.Generator(np.random.PCG64(seed))
 
     @property
@@ -46,8 +42,7 @@ class ArgumentMaker:
         import numpy as np
         import torch
 
-        tensor = torch.from_numpy(np.array(values, dtype=np.float64)).to(self.dtype).to(self.device)
-        return _padded_strides(tensor) if self.strided else tensor
+        return torch.from_numpy(np.array(values, dtype=np.float64)).to(self.dtype).to(self.device)
 
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> torch.Tensor:
         return self.tensor(self.generator.standard_normal(shape) * scale + mean)
@@ -76,13 +71,3 @@ class ArgumentMaker:
 
     def choice(self, items: Sequence[Any]) -> Any:
         return items[int(self.generator.integers(len(items)))]
-
-
-def _padded_strides(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in storage whose last dimension is padded with NaN, read through a view."""
-    import torch
-
-    if tensor.ndim == 0:
-        return tensor
-    padding = torch.full((*tensor.shape[:-1], 3), float("nan"), dtype=tensor.dtype, device=tensor.device)
-    return torch.cat([tensor, padding], dim=-1)[..., : tensor.shape[-1]]

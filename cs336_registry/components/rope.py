@@ -108,7 +108,7 @@ def arguments(case: Case, make: ArgumentMaker) -> Arguments:
     kv_leading = sizes.get("kv_leading", leading)
     positions = sizes.get("positions")
     # The tables are float32 whatever the dtype of q, and follow the maker's strides.
-    tables = ArgumentMaker(make.seed, dtype="float32", device=make.device, strided=make.strided)
+    tables = ArgumentMaker(make.seed, dtype="float32", device=make.device)
     cos, sin = rotation_tables(d_head, max_seq_len, sizes.get("theta", 10000.0))
     return {
         "q": make.normal(*leading, seq, d_head),

@@ -1,0 +1,7 @@
+"""`bpe_trainer` on every available backend, judged first. Options: those of `cs336 bench`."""
+
+import sys
+
+from cs336_registry.cli import main
+
+main(["bench", "bpe_trainer", *sys.argv[1:]])

@@ -1,0 +1,7 @@
+"""`ddp` on every available backend, judged first. Options: those of `cs336 bench`."""
+
+import sys
+
+from cs336_registry.cli import main
+
+main(["bench", "ddp", *sys.argv[1:]])

@@ -1,0 +1,7 @@
+"""`sharded_optimizer` on every available backend, judged first. Options: those of `cs336 bench`."""
+
+import sys
+
+from cs336_registry.cli import main
+
+main(["bench", "sharded_optimizer", *sys.argv[1:]])

@@ -1,0 +1,7 @@
+"""`silu` on every available backend, judged first. Options: those of `cs336 bench`."""
+
+import sys
+
+from cs336_registry.cli import main
+
+main(["bench", "silu", *sys.argv[1:]])
