@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,17 @@ _worker_tokenizer: Any = None
 
 def _start_worker(folder: str, backend: str | None) -> None:
     global _worker_tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _worker_tokenizer = tokenization.read(Path(folder), backend).tokenizer
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next call for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_worker(*part: Any) -> int:

@@ -272,6 +272,29 @@ def test_an_interrupted_encoding_continues(run, corpus, folder, tmp_path, monkey
     assert np.load("all.npy").tolist() == tokenizer_in(folder).encode(corpus.read_bytes().decode())
 
 
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_was_killed(run, corpus, folder, tmp_path):
+    psutil = pytest.importorskip("psutil", reason="needs the development group")
+    corpus.write_text(english(4_000_000), encoding="utf-8", newline="")
+    code = (
+        "from cs336_registry.pipeline import tokens; tokens.PART_BYTES = 1_000_000;"
+        "import sys; from cs336_registry.cli import main; main(sys.argv[1:])"
+    )
+    words = ["tokenizer", "encode", str(corpus), "--tokenizer", str(folder), "--out", "corpus.npy", "--quiet"]
+    words += ["--backend", "reference", "--num-workers", "2"]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(workers := psutil.Process(process.pid).children()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)  # the workers are up and encoding
+    assert len(workers) == 3, "the resource tracker and two workers"
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert (len(gone), alive) == (3, [])
+    assert not (tmp_path / "corpus.npy").exists()
+
+
 def test_bad_ids_are_named(run, folder, tmp_path, monkeypatch):
     np.save(tmp_path / "large.npy", np.array([1, 99_999]))
     np.save(tmp_path / "floats.npy", np.array([1.5]))
