@@ -26,7 +26,7 @@ from ..constants import (
     UNIQUE,
 )
 from .intrinsics import bit, helper, kernel, load_byte, load_word, prefetch, store_word
-from .scanner import ONE, ZERO, scan_cl100k, scan_gpt2
+from .scanner import ALL, ONE, ZERO, scan_cl100k, scan_gpt2
 from .text_pieces import last_safe_cut, next_special_token
 
 MULTIPLIER_1, MULTIPLIER_2 = uint64(0x9E3779B97F4A7C15), uint64(0xC2B2AE3D27D4EB4F)
@@ -45,11 +45,12 @@ def low_bytes(word, count):
 
 @helper
 def short_key(address, start, length):
-    """(key 0, key 1) of a pretoken of up to 15 bytes."""
-    first = load_word(address, start)
-    if length < 8:
-        return low_bytes(first, length), uint64(length) << LENGTH_SHIFT
-    return first, low_bytes(load_word(address, start + 8), length - 8) | (uint64(length) << LENGTH_SHIFT)
+    """(key 0, key 1) of a pretoken of 1 to 15 bytes. Lengths change from word to word, so no branch depends on them."""
+    in_first = min(length, 8)
+    in_second = max(length, 8) - 8
+    key_0 = load_word(address, start) & (ALL >> uint64(64 - 8 * in_first))
+    key_1 = load_word(address, start + 8) & ((ONE << uint64(8 * in_second)) - ONE)
+    return key_0, key_1 | (uint64(length) << LENGTH_SHIFT)
 
 
 @kernel
@@ -136,8 +137,6 @@ def find_slot(address, start, key_0, key_1, slot, table, arena_address):
     mask = table.shape[0] - 1
     while True:
         found = table[slot, KEY_1]
-        if found == ZERO:
-            return slot
         if found == key_1 and table[slot, KEY_0] == key_0:
             if not is_long(key_1):
                 return slot
@@ -145,6 +144,8 @@ def find_slot(address, start, key_0, key_1, slot, table, arena_address):
                 address, start, arena_address, int64(table[slot, OFFSET] & LENGTH_MASK), int64(key_1 & LENGTH_MASK)
             ):
                 return slot
+        if found == ZERO:
+            return slot
         slot = (slot + 1) & mask
 
 
