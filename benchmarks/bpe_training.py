@@ -5,7 +5,7 @@
 
 Process wall time (start-up included), processor time and peak resident memory are measured from outside. Which merges
 agree is stated with every row: those of the backends here must be equal to one another; peers are held against
-`numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named. Rows are appended to
+`numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with both counts. Rows are appended to
 results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_peers import TRAINERS
-from bpe_processes import RESULTS, append_rows, machine, measure, slice_of
+from bpe_processes import RESULTS, SEPARATOR, append_rows, machine, measure, slice_of
 
 NAME = "bpe_training"
 OWN = ("numba_bpe", "heap_bpe", "reference")
@@ -31,14 +31,36 @@ def read_merges(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def agreement(found: list[str], expected: list[str]) -> str:
-    """ "equal", or the first merge that differs and how many of all merges both have."""
+def agreement(found: list[str], expected: list[str], text: Path) -> str:
+    """ "equal", or the first merge that differs, with both pairs' counts, and how many of all merges both have."""
     if found == expected:
         return "equal"
     place = next((i for i, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other), None)
-    place = min(len(found), len(expected)) if place is None else place
     shared = len(set(found) & set(expected)) / max(1, len(expected))
-    return f"differs from merge {place} on; {shared:.2%} of the merges are in both"
+    summary = f"{shared:.2%} of the merges are in both"
+    if place is None:
+        return f"one has {len(found)} merges, the other {len(expected)}; {summary}"
+    before, one, other = pairs_of(expected[:place]), *pairs_of([found[place], expected[place]])
+    counts = counts_after(text, before, [one, other])
+    described = " against ".join(f"{pair!r} ({count})" for pair, count in zip((one, other), counts, strict=True))
+    return f"differs from merge {place} on: {described}; {summary}"
+
+
+def pairs_of(lines: list[str]) -> list[tuple[bytes, bytes]]:
+    split = [line.split() for line in lines]
+    return [(bytes.fromhex(left), bytes.fromhex(right)) for left, right in split]
+
+
+def counts_after(text: Path, merges: list[tuple[bytes, bytes]], pairs: list[tuple[bytes, bytes]]) -> list[int]:
+    """How often each pair occurs in `text` once `merges` are done."""
+    from cs336_numba_bpe.count_table import WordCounts
+    from cs336_numba_bpe.merge_engine import MergeEngine
+    from cs336_numba_bpe.pretoken_counter import pretoken_counter
+
+    words = WordCounts.from_dict(pretoken_counter(text, [SEPARATOR.decode()]))
+    engine = MergeEngine(words, 256 + len(merges))
+    engine.replay(merges)
+    return [engine.pair_count(*pair) for pair in pairs]
 
 
 def main() -> None:
@@ -80,7 +102,7 @@ def compare(text: Path, corpus: str, vocab_size: int, folder: Path, options: arg
         if expected[own] and "error" not in row:
             found = read_merges(folder / f"merges_{row['peer']}.txt")
             row["merges_against"] = "numba_bpe" if own else REFERENCE
-            row["agreement"] = agreement(found, expected[own])
+            row["agreement"] = agreement(found, expected[own], text)
     append_rows(NAME, rows)
 
 

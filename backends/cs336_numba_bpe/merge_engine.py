@@ -192,6 +192,15 @@ class MergeEngine:
         keys, counts = self.row_keys[rows].tolist(), self.row_counts[rows].tolist()
         return {(bytes((key >> 32,)), bytes((key & 255,))): count for key, count in zip(keys, counts, strict=True)}
 
+    def pair_count(self, left: bytes, right: bytes) -> int:
+        """How often two tokens stand side by side now; 0 for tokens that no merge has made."""
+        ids = {token: token_id for token_id, token in enumerate(self.tokens())}
+        if left not in ids or right not in ids:
+            return 0
+        key = np.uint64(ids[left] << 32 | ids[right])
+        rows = np.flatnonzero(self.row_keys[: int(self.state[NUM_ROWS])] == key)
+        return int(self.row_counts[rows].sum())
+
     def tokens(self) -> list[bytes]:
         """The bytes of every token: 256 bytes, then new ones in order."""
         content = self.token_bytes.tobytes()
