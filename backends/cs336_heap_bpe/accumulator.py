@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import re
 import struct
 import tempfile
 from array import array
@@ -22,19 +21,6 @@ logger = logging.getLogger(__name__)
 BYTES_PER_ENTRY = 170
 """What an entry of dict[bytes, int] takes, about: the table's slot, the key's object and its text, the count."""
 _RECORD = struct.Struct("<IQ")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def bytes_of(size: int | str | None) -> int | None:
-    """A memory size in bytes: 2000000000, "2GB", "512 MiB"; None stays None."""
-    if size is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(size).strip())
-    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(
-            f"max_ram is {size!r}: give bytes, or a number with KB, MB, GB, KiB, MiB or GiB, such as '2GB'"
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 class Accumulator:

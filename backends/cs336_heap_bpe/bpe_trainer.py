@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from cs336_registry.components.bpe_trainer import TieBreak, check, check_counts, initial_vocab
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath
+from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.training_cache import CHECKPOINT_EVERY, TrainingCache, WordCounts
 from cs336_registry.text.vocab_files import Merges, Vocab
 
-from .accumulator import bytes_of
 from .pair_merger import PairMerger
 from .pretoken_counter import count_words, open_cache
 from .workers import check_num_workers

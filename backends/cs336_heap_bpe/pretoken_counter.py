@@ -8,11 +8,12 @@ from pathlib import Path
 from cs336_registry.components.pretoken_counter import check
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath, byte_texts, decoded, is_plain, utf8
+from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.training_cache import TrainingCache, WordCounts, identify
 
-from .accumulator import Accumulator, bytes_of
+from .accumulator import Accumulator
 from .counting import count_texts
 from .shards import byte_ranges
 from .workers import check_num_workers, run_in_processes

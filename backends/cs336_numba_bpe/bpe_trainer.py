@@ -51,7 +51,7 @@ def bpe_trainer(
     kept = [] if options.cache is None else options.cache.load_merges(tie_break)[:num_merges]
     if kept and len(kept) == num_merges:
         return _with_vocab(kept, tokens)
-    counts = count_corpus(paths, tokens, pattern, options, ("count", "merge"))
+    counts = count_corpus(paths, tokens, pattern, options, ("count", "merge"), vocab_size)
     check_counts(counts if isinstance(counts, dict) else {b"": len(counts)} if len(counts) else {}, input_path)
     if isinstance(counts, dict):
         merges = train_merges(counts, num_merges, tie_break)

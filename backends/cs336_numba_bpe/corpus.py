@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import is_plain
+from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 
@@ -32,8 +33,6 @@ COLD_BYTES = 8_000_000
 """Below this size plain Python is done before the kernels are compiled (about 15 s)."""
 SHARD_BYTES = 1 << 30
 """With a cache, counts are kept after every so many bytes: what a killed run loses at most."""
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,6 @@ def make_options(
     return Options(num_threads, cache, ceiling, bool(progress))
 
 
-def bytes_of(size: int | str | None) -> int | None:
-    """A number of bytes from a number, "2GB" or "1.5 GiB"."""
-    if size is None or isinstance(size, int):
-        return size
-    number = size.strip().rstrip("BKMGTIbkmgti ")
-    unit = size.strip()[len(number) :].strip().upper()
-    try:
-        return int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError):
-        raise ValueError(f"max_ram is {size!r}: give bytes, or a number with MB, GB, MiB or GiB") from None
-
-
 def is_small(num_bytes: int, groups: tuple[str, ...]) -> bool:
     """Whether plain Python is the faster way for a text of this size."""
     return num_bytes < WARM_BYTES or (num_bytes < COLD_BYTES and not is_warm(groups))
@@ -106,10 +93,13 @@ def count_corpus(
     pattern: str,
     options: Options,
     groups: tuple[str, ...] = ("count",),
+    max_tokens: int = 0,
 ) -> WordCounts | dict[bytes, int]:
     """Unique pretokens and their counts: a dictionary from plain Python, arrays from compiled code.
 
-    groups: the kernels that the caller is going to use, which decide whether compiled code is at hand.
+    groups: the kernels that the caller is going to use, which decide whether compiled code is at hand. max_tokens: of
+    the vocabulary to train. Raises MemoryError where what the caller is going to do can't be kept under max_ram: before
+    counting where that is clear from a sample, else when the words are counted (and in the cache).
     """
     size = total_size(paths)
     cache = options.cache
@@ -117,6 +107,8 @@ def count_corpus(
         kept = None if cache is None else cache.load_word_counts()
         if kept is not None:
             return kept.to_dict()
+        if options.max_ram is not None and size >= COLD_BYTES:
+            raise ValueError("max_ram is kept for the patterns gpt2 and cl100k alone: pass --backend heap_bpe")
         counts = count_pretokens(paths, special_tokens, pattern)
         if cache is not None:
             from cs336_registry.text.training_cache import WordCounts as KeptCounts
@@ -124,15 +116,20 @@ def count_corpus(
             cache.save_word_counts(KeptCounts.of(counts))
         return counts
     from .kept_counts import load_words, save_words
+    from .memory_estimate import Ceiling
     from .word_counter import WordCounter
 
+    ceiling = Ceiling(options, merging="merge" in groups, max_tokens=max_tokens)
     if cache is not None and (words := load_words(cache.load_word_counts())) is not None:
+        ceiling.check(words)
         return words
     counter = WordCounter(COMPILED_PATTERNS[pattern], special_tokens, options)
+    ceiling.check_ahead(counter, paths)
     with Progress("counting", size, "bytes", enabled=options.progress) as progress:
         words = counter.count(paths, advance=_adder(progress.update))
     if cache is not None:
         save_words(cache.save_word_counts, words)
+    ceiling.check(words)
     return words
 
 

@@ -16,6 +16,8 @@ from .merge_state import (
     HEAP_SIZE,
     LENGTH,
     MERGES_DONE,
+    NARROW_SYMBOLS,
+    NARROW_TOKENS,
     NEEDED,
     NEEDS_GROWTH,
     NUM_ROWS,
@@ -27,8 +29,6 @@ from .merge_state import (
 )
 
 NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
-NARROW_SYMBOLS, NARROW_TOKENS = 2**31 - 2**20, 2**16 - 2
-"""With this many symbols or tokens, places take 64 bits and symbols 32, instead of 32 and 16."""
 NO_MERGES = np.empty(0, np.int32)
 
 ROW_ARRAYS = ("row_keys", "row_counts", "row_starts", "row_lengths")

@@ -19,3 +19,6 @@ from __future__ import annotations
 STATE_LENGTH = 16
 
 PAUSED, FINISHED, NEEDS_GROWTH = 0, 1, 2
+
+NARROW_SYMBOLS, NARROW_TOKENS = 2**31 - 2**20, 2**16 - 2
+"""With this many symbols or tokens, places take 64 bits and symbols 32, instead of 32 and 16."""

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cs336_registry.text.memory import readable, refuse_beyond
+
 from .count_table import WordCounts
+from .memory_estimate import BASE_BYTES, BYTES_PER_THREAD, lowest_ceiling
 
 if TYPE_CHECKING:
     from .count_table import CountTable
 
-TABLE_SHARE = 0.5
-"""Tables may take this share of the ceiling: writing a run needs the sorted copy beside the table."""
-BASE_BYTES = 100 << 20
-"""What the process holds without any table: the interpreter, numpy, the linker, character classes and text buffers."""
+TABLE_SHARE = 0.35
+"""Tables may take this share of what is left: a run that is written needs its sorted copy beside the tables, and the
+merged words twice their size."""
 
 
 class SpilledRuns:
@@ -35,9 +37,9 @@ class SpilledRuns:
     def __init__(self, max_ram: int | None, num_tables: int, report: Callable[[str], None]) -> None:
         self.table_limit = None
         if max_ram is not None:
-            if max_ram < 2 * BASE_BYTES:
-                raise ValueError(f"max_ram is {max_ram} bytes: at least {2 * BASE_BYTES} are needed to count at all")
-            self.table_limit = int((max_ram - BASE_BYTES) * TABLE_SHARE) // num_tables
+            refuse_beyond(max_ram, lowest_ceiling(num_tables), f"counting on {num_tables} threads")
+            left = max_ram - BASE_BYTES - num_tables * BYTES_PER_THREAD
+            self.table_limit = int(left * TABLE_SHARE) // num_tables
         self.max_ram, self.report = max_ram, report
         self.folder: Path | None = None
         self.spilled: list[Path] = []
@@ -58,16 +60,20 @@ class SpilledRuns:
             self.spill(table)
 
     def spill(self, table: CountTable) -> None:
+        """Write a table as a run and empty it; one table at a time, as its sorted copy takes memory too."""
+        with self.lock:
+            self._spill(table)
+
+    def _spill(self, table: CountTable) -> None:
         words, hashes = table.words(by_hash=True)
         table.clear()
         order = np.argsort(hashes)
-        with self.lock:
-            if self.folder is None:
-                self.folder = Path(tempfile.mkdtemp(prefix="cs336_counts_"))
-                self.report(f"counts pass max_ram = {self.max_ram} bytes: sorted runs go to {self.folder}")
-            folder = self.folder / f"run_{len(self.spilled)}"
-            folder.mkdir()
-            self.spilled.append(folder)
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="cs336_counts_"))
+            self.report(f"counts pass max_ram = {readable(self.max_ram)}: sorted runs go to {self.folder}")
+        folder = self.folder / f"run_{len(self.spilled)}"
+        folder.mkdir()
+        self.spilled.append(folder)
         lengths = np.diff(words.word_starts)[order]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         np.save(folder / "hashes.npy", hashes[order])

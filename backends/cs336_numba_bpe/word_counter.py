@@ -63,6 +63,10 @@ class WordCounter:
                 total.add_words(words)
         return total.words()[0]
 
+    def count_ranges(self, ranges: Sequence[ByteRange]) -> WordCounts:
+        """The words of some parts of the corpus."""
+        return self._count_sources(ranges, lambda num_bytes: None)
+
     def _new_table(self) -> CountTable:
         return CountTable(self.kernels, self.pattern, self.special_tokens, self.classes, FIRST_BITS)
 

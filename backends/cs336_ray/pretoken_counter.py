@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cs336_heap_bpe.accumulator import Accumulator, bytes_of
+from cs336_heap_bpe.accumulator import Accumulator
 
 from cs336_registry.components.pretoken_counter import check
 from cs336_registry.text.inputs import STANDARD_INPUT, InputPath
+from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.shards import file_ranges

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 from cs336_heap_bpe import accumulator, pretoken_counter, shards, workers
-from cs336_heap_bpe.accumulator import Accumulator, bytes_of
+from cs336_heap_bpe.accumulator import Accumulator
 from cs336_heap_bpe.counting import count_range, count_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,10 +91,6 @@ def test_bad_arguments(tmp_path):
         pretoken_counter.pretoken_counter(tmp_path / "a", num_workers=0)
     with pytest.raises(ValueError, match="max_ram is 'much': give bytes"):
         pretoken_counter.pretoken_counter(tmp_path / "a", max_ram="much")
-
-
-def test_sizes():
-    assert [bytes_of(size) for size in (None, 7, "2GB", "1.5 MiB", "8kb")] == [None, 7, 2 * 10**9, 1_572_864, 8000]
 
 
 def test_tables_that_outgrow_the_budget_go_to_disk(monkeypatch, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from cs336_numba_bpe import (
     byte_ranges,
     compile_cache,
     corpus,
+    memory_estimate,
     merge_engine,
     spill,
     text_buffer,
@@ -153,13 +155,43 @@ def test_spilled_counts_are_the_same(
     expected = counter_contract.oracle(path)
     monkeypatch.setattr(text_buffer, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(word_counter, "FIRST_BITS", 8)
-    monkeypatch.setattr(spill, "BASE_BYTES", 1 << 20)
+    for module in (spill, memory_estimate):
+        monkeypatch.setattr(module, "BASE_BYTES", 1 << 20)
+        monkeypatch.setattr(module, "BYTES_PER_THREAD", 0)
     monkeypatch.setattr(spill.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(memory_estimate, "dictionary_bytes", lambda words: 0)
     found = pretoken_counter(path, max_ram=(2 << 20) + 1000, progress=True)
     assert found == expected
     said = capsys.readouterr().err
     assert "sorted runs go to" in said and "merging" in said
     assert not list(tmp_path.glob("cs336_counts_*")), "the runs were left on disk"
+
+
+def test_a_ceiling_that_cant_be_kept_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before counting where a sample shows it, else before merging; the budget that it names is enough."""
+    source = random.Random(3)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join("".join(source.choices("abcdefghij", k=6)) for _ in range(60_000)))
+    with pytest.raises(MemoryError, match="max_ram is 10 MB, but counting on 2 threads takes about"):
+        bpe_trainer(path, 300, max_ram="10MB", num_threads=2)
+    for module in (spill, memory_estimate):
+        monkeypatch.setattr(module, "BASE_BYTES", 1 << 20)
+        monkeypatch.setattr(module, "BYTES_PER_THREAD", 0)
+    for name, size in (("SAMPLE_RANGE_BYTES", 4096), ("SAMPLED_FROM_BYTES", 100_000)):
+        monkeypatch.setattr(memory_estimate, name, size)
+    needed = r"merging .about [0-9,]+ unique pretokens, from a sample. takes about ([0-9]+) MB"
+    with pytest.raises(MemoryError, match=needed) as ahead:
+        bpe_trainer(path, 300, max_ram="5MB", progress=True)
+    assert "counting" not in capsys.readouterr().err
+    monkeypatch.setattr(memory_estimate, "SAMPLED_FROM_BYTES", 1 << 40)
+    with pytest.raises(MemoryError, match=r"pass max_ram='([0-9]+)MB'") as counted_error:
+        bpe_trainer(path, 300, max_ram="5MB", cache_dir=tmp_path / "cache")
+    budgets = [int(re.search("max_ram='([0-9]+)MB'", str(error.value))[1]) for error in (ahead, counted_error)]
+    assert budgets[1] / 1.5 < budgets[0] < 1.5 * budgets[1], "the sample's estimate is far from the counted one"
+    expected = bpe_trainer(path, 300)
+    assert bpe_trainer(path, 300, max_ram=f"{budgets[1]}MB", cache_dir=tmp_path / "cache") == expected
 
 
 def test_options_are_checked(prose: Path) -> None:
@@ -169,7 +201,6 @@ def test_options_are_checked(prose: Path) -> None:
         pretoken_counter(prose, max_ram="much")
     with pytest.raises(ValueError, match="checkpoint_every is 0"):
         bpe_trainer(prose, 300, checkpoint_every=0)
-    assert corpus.bytes_of("2GB") == 2 * 10**9 and corpus.bytes_of("1.5 GiB") == 3 << 29 and corpus.bytes_of(7) == 7
 
 
 @pytest.mark.parametrize("forced", ["compiled", "plain_python"])
