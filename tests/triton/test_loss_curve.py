@@ -13,7 +13,7 @@ import cs336_registry as registry
 from .kernel_checks import DEVICE
 
 STEPS = 200
-VOCAB, CONTEXT, BATCH = 32, 8, 2
+VOCAB, CONTEXT, BATCH = 32, 16, 1
 
 
 def loss_curve(backend: str, dtype: torch.dtype) -> list[float]:
@@ -21,7 +21,7 @@ def loss_curve(backend: str, dtype: torch.dtype) -> list[float]:
     with registry.use(f"{backend}!"):
         from cs336_registry.nn import TransformerLM
 
-        model = TransformerLM(VOCAB, CONTEXT, d_model=16, num_layers=1, num_heads=2, d_ff=24)
+        model = TransformerLM(VOCAB, CONTEXT, d_model=16, num_layers=1, num_heads=1, d_ff=24)
         cross_entropy, clip, adamw = (registry.get(name) for name in ("cross_entropy", "gradient_clipping", "adamw"))
     generator = np.random.Generator(np.random.PCG64(0))
     with torch.no_grad():
