@@ -10,6 +10,17 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Known where this folder is named on the command line: `pytest tests/triton --compile-for=80`."""
+    parser.addoption(
+        "--compile-for",
+        action="append",
+        type=int,
+        choices=(80, 100),
+        help="compile the Triton kernels for this compute capability too (80: A100, 100: B200); takes minutes",
+    )
+
+
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan(monkeypatch):
     """What a kernel forgets to write shows as NaN: every floating tensor from torch.empty starts so."""
