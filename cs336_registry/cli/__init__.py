@@ -26,6 +26,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "export:export",
             "Write a trained model as a Hugging Face Llama folder, proven by comparing logits.",
         ),
+        "import": ("import_:import_", "Make a run of a Hugging Face Llama folder, proven by comparing logits."),
+        "handout": (
+            "handout:handout",
+            "Make the course's deliverables that fit this machine, on one page, each with its command.",
+        ),
         "doctor": ("doctor:doctor", "Hold this machine against a configuration and say what to do."),
     },
     "Tokenizers": {
