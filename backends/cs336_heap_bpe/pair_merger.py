@@ -38,6 +38,18 @@ _INVERTED = [chr(255 - byte) for byte in range(256)]
 _AFTER_EVERY_BYTE = "\u0100"
 
 
+BASE_BYTES = 56 << 20
+"""What the process holds without words: the interpreter, numpy, regex."""
+BYTES_PER_SYMBOL = 55
+"""Of the merge loop, at its highest, when the words are scanned for pairs (48 on mixed text)."""
+
+
+def merging_bytes(words: WordCounts) -> int:
+    """An estimate of the process's memory while it merges `words`."""
+    symbols = len(words.text) + len(words.counts) + 1
+    return BASE_BYTES + len(words.text) + 12 * len(words.counts) + BYTES_PER_SYMBOL * symbols
+
+
 class PairMerger:
     """Merges the most frequent pair of the words, again and again."""
 

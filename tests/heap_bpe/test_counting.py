@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 
 import pytest
-from cs336_heap_bpe import accumulator, pretoken_counter, shards, workers
+from cs336_heap_bpe import accumulator, bpe_trainer, pair_merger, pretoken_counter, shards, workers
 from cs336_heap_bpe.accumulator import Accumulator
 from cs336_heap_bpe.counting import count_range, count_texts
 from hypothesis import given, settings
@@ -91,6 +91,15 @@ def test_bad_arguments(tmp_path):
         pretoken_counter.pretoken_counter(tmp_path / "a", num_workers=0)
     with pytest.raises(ValueError, match="max_ram is 'much': give bytes"):
         pretoken_counter.pretoken_counter(tmp_path / "a", max_ram="much")
+
+
+def test_merging_that_passes_max_ram_is_refused_with_the_least_that_is_enough(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text(samples.prose(400, seed=3))
+    with pytest.raises(MemoryError, match=r"max_ram is 2 MB, but merging \([0-9,]+ unique pretokens\) takes about"):
+        bpe_trainer.bpe_trainer(tmp_path / "a", 300, max_ram="2MB", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(pair_merger, "BASE_BYTES", 0)
+    expected = bpe_trainer.bpe_trainer(tmp_path / "a", 300)
+    assert bpe_trainer.bpe_trainer(tmp_path / "a", 300, max_ram="2MB", cache_dir=tmp_path / "cache") == expected
 
 
 def test_tables_that_outgrow_the_budget_go_to_disk(monkeypatch, caplog):
