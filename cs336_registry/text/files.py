@@ -5,6 +5,7 @@ The content goes to a temporary file in the same folder, is flushed to the disk,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -32,9 +33,12 @@ def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"{os.strerror(error.errno)}: what was complete before is kept; free some space and run it again"
+            raise OSError(error.errno, told, str(target)) from None
         raise
     sync_folder(target.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -70,3 +71,21 @@ def test_the_text_side_imports_no_framework():
         "assert not {'torch', 'triton', 'numba', 'numpy', 'regex', 'rich', 'pyarrow', 'zstandard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, monkeypatch, full):
+    write_text(tmp_path / "a.txt", "old")
+
+    def fsync(descriptor):
+        raise OSError(full, os.strerror(full))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match=r"free some space and run it again: '.*a\.txt'") as raised:
+            write_text(tmp_path / "a.txt", "new")
+    assert raised.value.errno == full
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
