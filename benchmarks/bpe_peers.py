@@ -157,7 +157,7 @@ def read_vocabulary(path: str) -> tuple[dict[int, bytes], Merges]:
 def encode_numba_bpe(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
     from cs336_numba_bpe.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer(*read_vocabulary(vocabulary), [END])
+    tokenizer = Tokenizer(*read_vocabulary(vocabulary), [END], folder=Path(vocabulary).parent)
     tokenizer.prepare()
     return lambda: tokenizer.encode_to_array(path, num_threads=num_threads)
 

@@ -5,8 +5,8 @@
 
 Process wall time (start-up included), processor time and peak resident memory are measured from outside. Which merges
 agree is stated with every row: those of the backends here must be equal to one another; peers are held against
-`numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with both counts. Rows are appended to
-results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
+`numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with both counts. Rows are
+appended to results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
 """
 
 from __future__ import annotations

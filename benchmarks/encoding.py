@@ -3,8 +3,9 @@
     python benchmarks/encoding.py CORPUS TEXT [--vocab-size 32000] [--rounds 3] [--threads 1 2]
         [--peers numba_bpe gigatoken tiktoken tokenizers] [--peers-python /path/to/python]
 
-The vocabulary is trained on CORPUS; TEXT is encoded twice in the same process: the first pass meets every pretoken for
-the first time, the second is warm. The ids become a flat array on disk. Rows are appended to results/encoding.jsonl.
+The vocabulary is trained on CORPUS, whose most frequent pretokens `numba_bpe` keeps with it; TEXT is encoded twice in
+the same process: the first pass meets every pretoken for the first time, the second is warm. The ids become a flat
+array on disk. Rows are appended to results/encoding.jsonl.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ THREADED = ("numba_bpe", "gigatoken")
 
 def train(corpus: Path, vocab_size: int, target: Path) -> None:
     from cs336_numba_bpe.bpe_trainer import bpe_trainer
+    from cs336_numba_bpe.pretoken_counter import pretoken_counter
+    from cs336_numba_bpe.tokenizer import Tokenizer
 
     vocab, merges = bpe_trainer(corpus, vocab_size, ["<|endoftext|>"])
     readable = {"vocab": {token_id: token.hex() for token_id, token in vocab.items()}}
     target.write_text(json.dumps(readable | {"merges": [[left.hex(), right.hex()] for left, right in merges]}))
+    counts = pretoken_counter(corpus, ["<|endoftext|>"])
+    Tokenizer(vocab, merges, ["<|endoftext|>"]).keep_frequent_words(counts, target.parent)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cs336_registry.components.tokenizer import missing_byte, special_ids, text_ids
+from cs336_registry.text.frequent_words import FrequentWords
 
 from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
@@ -44,6 +45,29 @@ FIRST_SLOTS = 1 << 14
 
 
 @dataclass(frozen=True)
+class KnownWords:
+    """Words whose ids are known: word i from word_starts[i], its ids from id_starts[i]."""
+
+    word_bytes: np.ndarray
+    word_starts: np.ndarray
+    ids: np.ndarray
+    id_starts: np.ndarray
+
+    @classmethod
+    def of(cls, words: FrequentWords) -> KnownWords:
+        return cls(
+            np.frombuffer(words.text + bytes(16), np.uint8),
+            _starts(np.frombuffer(words.lengths, np.uint8)),
+            np.frombuffer(words.ids, "<u4").astype(np.uint32),
+            _starts(np.frombuffer(words.id_counts, np.uint8)),
+        )
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
 class EncoderVocab:
     """What does not change between threads: ids of bytes, merges by pair, special tokens, words to begin with."""
 
@@ -53,6 +77,7 @@ class EncoderVocab:
     byte_ids: np.ndarray
     merge_table: np.ndarray
     seeds: WordCounts
+    known: KnownWords | None
     narrow: bool
 
     @property
@@ -67,8 +92,9 @@ def build_encoder_vocab(
     pattern: int,
     cache_folder: Path | None = None,
     seed_words: Iterable[bytes] = (),
+    frequent_words: FrequentWords | None = None,
 ) -> EncoderVocab:
-    """Arrays for the encoder. The seeds are `seed_words`, then the vocab's own tokens."""
+    """Arrays for the encoder. The seeds are `seed_words`, then the vocab's own tokens; then `frequent_words`."""
     id_of, special_id_of = text_ids(vocab), special_ids(vocab, special_tokens)
     table = build_special_token_table(special_tokens)
     merge_table = np.zeros((1 << max(4, (4 * len(merges)).bit_length()), 2), np.uint64)
@@ -87,6 +113,7 @@ def build_encoder_vocab(
         byte_ids=np.array(byte_ids, np.int32),
         merge_table=merge_table,
         seeds=WordCounts.from_dict({word: 1 for word in seeds if 0 < len(word) <= MAX_CACHED_BYTES}),
+        known=None if frequent_words is None else KnownWords.of(frequent_words),
         narrow=max(vocab) < 1 << 16,
     )
 
@@ -126,14 +153,37 @@ class EncodeTable:
         self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
         self.state = np.zeros(STATE_LENGTH, np.int64)
         self.state[OUTPUT_USED] = used
-        seeds = self.vocab.seeds
-        if self.seeded and 2 * len(seeds) < self.max_slots * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR:
-            self._grow_table(len(seeds))
-            self._grow_arenas(seeds.num_bytes + len(seeds))
-            self.kernels.encode_words(
-                seeds.word_bytes, seeds.word_starts, self.table, self.arena, self.ids_arena, self.state,
-                self.vocab.merge_table, self.vocab.byte_ids, *self.merging,
-            )  # fmt: skip
+        seeds, most = self.vocab.seeds, self.max_slots * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR // 2
+        if not self.seeded or len(seeds) >= most:
+            return
+        self._grow_table(len(seeds))
+        self._grow_arenas(seeds.num_bytes + len(seeds))
+        self.kernels.encode_words(
+            seeds.word_bytes, seeds.word_starts, self.table, self.arena, self.ids_arena, self.state,
+            self.vocab.merge_table, self.vocab.byte_ids, *self.merging,
+        )  # fmt: skip
+        if self.vocab.known is not None:
+            self._put_known_words(self.vocab.known, most - len(seeds))
+
+    def _put_known_words(self, known: KnownWords, most: int) -> None:
+        """The most frequent ones first, and no more than leaves half of the table for others."""
+        number = min(most, len(known.word_starts) - 1)
+        starts, id_starts = known.word_starts[: number + 1], known.id_starts[: number + 1]
+        self._grow_table(number)
+        self._grow_arenas(int(starts[-1]) + int(id_starts[-1]) + number)
+        self.kernels.put_words(
+            known.word_bytes, starts, known.ids, id_starts, self.table, self.arena, self.ids_arena, self.state,
+            self.merging[0],
+        )  # fmt: skip
+
+    def ids_of_words(self, words: WordCounts) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of words of at most MAX_CACHED_BYTES one after another, and where each word's begin."""
+        ids, id_starts = np.empty(words.num_bytes, np.uint32), np.empty(len(words) + 1, np.int64)
+        used = self.kernels.merge_words(
+            words.word_bytes, words.word_starts, self.vocab.merge_table, self.vocab.byte_ids, self.state,
+            *self.merging, ids, id_starts,
+        )  # fmt: skip
+        return ids[:used], id_starts
 
     def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
         vocab = self.vocab

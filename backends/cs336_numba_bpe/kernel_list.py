@@ -74,6 +74,11 @@ GROUPS: dict[str, dict[str, Kernel]] = {
     "encode": {
         "put_merges": _kernel("encoder", "int32[] int32[] int32[] int32[] uint64[][]"),
         "encode_words": _kernel("encoder", f"uint8[] int64[] uint64[][] uint8[] int32[] int64[] {_MERGING}"),
+        "merge_words": _kernel(
+            "encoder",
+            "uint8[] int64[] uint64[][] int32[] int64[] int64[] int64[] int64[] int64[] int64[] uint32[] int64[]",
+        ),
+        "put_words": _kernel("encoder", "uint8[] int64[] uint32[] int64[] uint64[][] uint8[] int32[] int64[] int64[]"),
         "encode_block": _kernel(
             "encoder",
             f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[][] uint8[] int32[] "

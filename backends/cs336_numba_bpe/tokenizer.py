@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs336_registry.components.tokenizer import check, missing_byte, special_ids, text_ids, unknown_id
+from cs336_registry.text import frequent_words
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath, byte_texts, expand, is_plain, utf8
 from cs336_registry.text.patterns import GPT2_PATTERN, pretoken_finder
@@ -46,12 +47,14 @@ class Tokenizer:
         pattern: str = GPT2_PATTERN,
         num_threads: int | None = None,
         seed_words: Iterable[bytes] = (),
+        folder: StrPath | None = None,
     ) -> None:
-        """seed_words: pretokens to expect, the most frequent of the training corpus for one."""
+        """seed_words: pretokens to expect. folder: the tokenizer's own, where `keep_frequent_words` may have left the
+        training corpus's most frequent pretokens with their ids: with them, long texts are fast from the start."""
         self.vocab, self.merges, self.special_tokens = check(vocab, merges, special_tokens, pattern)
         self.pattern = pattern
         self.num_threads = num_threads
-        self._seed_words = tuple(seed_words)
+        self._seed_words, self._folder = tuple(seed_words), folder
         self._characters_seen = 0
         self._python = _PythonEncoder(self.vocab, self.merges, self.special_tokens, pattern)
         self._idle_tables: list[EncodeTable] = []
@@ -66,7 +69,22 @@ class Tokenizer:
         **options,
     ) -> Tokenizer:
         vocab = read_vocab(vocab_filepath, special_tokens or ())
+        options.setdefault("folder", Path(vocab_filepath).parent)
         return cls(vocab, read_merges(merges_filepath), special_tokens, **options)
+
+    def keep_frequent_words(self, counts: Mapping[bytes, int], folder: StrPath) -> None:
+        """Keep the most frequent pretokens of a corpus (`counts`) with their ids in the tokenizer's folder."""
+        from .count_table import WordCounts
+        from .encoder import EncodeTable
+
+        words = frequent_words.most_frequent(counts)
+        if self._is_compilable and words:
+            table = EncodeTable(self._encoder_vocab, seeded=False)
+            ids, starts = table.ids_of_words(WordCounts.from_dict(dict.fromkeys(words, 1)))
+            starts = starts.tolist()
+            found = [ids[begin:end].tolist() for begin, end in itertools.pairwise(starts)]
+            kept = frequent_words.FrequentWords.of(words, found)
+            frequent_words.write(folder, kept, frequent_words.tokenizer_key(self.vocab, self.merges))
 
     def encode(self, text: str) -> list[int]:
         if not self._uses_compiled(len(text)):
@@ -136,7 +154,10 @@ class Tokenizer:
         from .encoder import build_encoder_vocab
 
         pattern = COMPILED_PATTERNS[self.pattern]
-        return build_encoder_vocab(self.vocab, self.merges, self.special_tokens, pattern, None, self._seed_words)
+        known = None
+        if self._folder is not None:
+            known = frequent_words.read(self._folder, frequent_words.tokenizer_key(self.vocab, self.merges))
+        return build_encoder_vocab(self.vocab, self.merges, self.special_tokens, pattern, None, self._seed_words, known)
 
     @cached_property
     def _table(self) -> EncodeTable:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import random
 import re
 import struct
@@ -36,7 +38,7 @@ from cs336_numba_bpe.tokenizer import Tokenizer
 
 from cs336_registry.components import bpe_trainer as trainer_contract
 from cs336_registry.components import pretoken_counter as counter_contract
-from cs336_registry.text import samples
+from cs336_registry.text import frequent_words, samples
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.training_cache import TrainingCache, identify
 
@@ -370,3 +372,63 @@ def test_cl100k_ends_of_text(compiled: None) -> None:
     """White space at the end of a text is one pretoken, before special tokens too."""
     assert counted(b"a \n \n ", (), CL100K_PATTERN, 2) == {b"a": 1, b" \n \n ": 1}
     assert counted(b"a \n <|pad|> \nb", ("<|pad|>",), CL100K_PATTERN, 3) == {b"a": 1, b" \n ": 1, b" \n": 1, b"b": 1}
+
+
+def test_frequent_words_change_no_id(tmp_path: Path, compiled: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Words kept with their ids are used for their own tokenizer alone, and a damaged file is not used at all."""
+    text = samples.prose(8000, seed=4) + samples.tricky(3000, seed=4)
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    vocab, merges = bpe_trainer(path, 600, SPECIAL)
+    counts = pretoken_counter(path, SPECIAL) | {b"a" * 300: 5}
+    expected = Tokenizer(vocab, merges, SPECIAL).encode(text)
+    Tokenizer(vocab, merges, SPECIAL).keep_frequent_words(counts, tmp_path)
+    key = frequent_words.tokenizer_key(vocab, merges)
+    kept = frequent_words.read(tmp_path, key)
+    assert len(kept) == sum(count > 1 and len(word) < 256 for word, count in counts.items())
+    built = Tokenizer(vocab, merges, SPECIAL, folder=tmp_path)
+    assert built.encode(text) == expected and built.encode(text) == expected
+    assert len(built._encoder_vocab.known.word_starts) - 1 == len(kept)
+    assert not caplog.records
+    fewer = Tokenizer({token_id: vocab[token_id] for token_id in range(500)}, merges[:242], SPECIAL, folder=tmp_path)
+    assert fewer._encoder_vocab.known is None and "belongs to another tokenizer" in caplog.text
+    file = tmp_path / frequent_words.NAME
+    for damaged in (b"", file.read_bytes()[:-3], file.read_bytes()[:200] + b"x" + file.read_bytes()[201:]):
+        file.write_bytes(damaged)
+        assert frequent_words.read(tmp_path, key) is None
+    assert caplog.text.count("it is damaged") == 3
+
+
+def test_a_full_disk_loses_nothing(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    """Whichever write finds the disk full, the error says so, no half-written file stays, and a later run agrees."""
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1000)
+    monkeypatch.setattr(word_counter, "RANGE_BYTES", 1000)
+    expected = bpe_trainer(prose, 400, SPECIAL)
+    fsync = os.fsync
+    writes = failures = 0
+    for full_at in range(1, 100, 4):
+        cache = tmp_path / f"cache_{full_at}"
+        writes = 0
+
+        def full(descriptor: int, full_at: int = full_at) -> None:
+            nonlocal writes
+            writes += 1
+            if writes >= full_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            try:
+                bpe_trainer(prose, 400, SPECIAL, cache_dir=cache, checkpoint_every=20)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC and "free some space and run it again" in str(error)
+                failures += 1
+        assert not list(cache.rglob("*.tmp"))
+        assert bpe_trainer(prose, 400, SPECIAL, cache_dir=cache, checkpoint_every=20) == expected
+        if writes < full_at:
+            break
+    assert failures > 3 and writes < full_at, "every write was meant to fail once"

@@ -285,6 +285,43 @@ def encode_words(
 
 
 @kernel
+def merge_words(
+    word_bytes, word_starts, merge_table, byte_ids, state, ids, following, preceding, heap, batch, found, id_starts
+):  # fmt: skip
+    """Write the ids of each word to `found`, which has room for one a byte; none for words with missing bytes."""
+    address = address_of(word_bytes)
+    used = 0
+    for word in range(word_starts.shape[0] - 1):
+        id_starts[word] = used
+        start, length = word_starts[word], word_starts[word + 1] - word_starts[word]
+        count = merge_word(address, start, length, byte_ids, merge_table, state, ids, following, preceding, heap, batch)
+        for index in range(count):
+            found[used] = ids[index]
+            used += 1
+    id_starts[word_starts.shape[0] - 1] = used
+    return used
+
+
+@kernel
+def put_words(word_bytes, word_starts, word_ids, id_starts, table, arena, ids_arena, state, ids):
+    """Put words whose ids are known into the table; everything must have room."""
+    address, arena_address = address_of(word_bytes), address_of(arena)
+    for word in range(word_starts.shape[0] - 1):
+        start, length = word_starts[word], word_starts[word + 1] - word_starts[word]
+        count = id_starts[word + 1] - id_starts[word]
+        if length <= INLINE_BYTES:
+            key_0, key_1 = short_key(address, start, length)
+        else:
+            key_0, key_1 = long_key(address, start, length)
+        slot = find_slot(address, start, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)
+        if table[slot, KEY_1] == ZERO and count > 0:
+            for index in range(count):
+                ids[index] = word_ids[id_starts[word] + index]
+            remember(address, start, length, key_0, key_1, slot, count, ids, table, arena, ids_arena, state)
+    return 0
+
+
+@kernel
 def encode_pretokens(
     address, start, ends, count, table, arena, ids_arena, state, keys_0, keys_1, slots,
     merge_table, byte_ids, ids, following, preceding, heap, batch, output, narrow,
