@@ -50,9 +50,11 @@ def complete(
         raise ValueError(f"samples is {samples}: ask for at least 1")
     tokenizer = trained.tokenizer
     end = tokenizer.end_of_text_id
-    stops = {end, *(stop_token(tokenizer, text) for text in stop)}
+    stops = {*([] if end is None else [end]), *(stop_token(tokenizer, text) for text in stop)}
     for number, prompt in enumerate(prompts):
-        ids = tokenizer.tokenizer.encode(prompt) or [end]
+        ids = tokenizer.tokenizer.encode(prompt) or ([] if end is None else [end])
+        if not ids:
+            raise ValueError("this tokenizer has no end-of-text token to begin a document with: pass a prompt")
         batch = torch.tensor([ids] * samples, dtype=torch.int64, device=trained.device)
         steps = stream(
             trained.model,

@@ -115,8 +115,7 @@ def _write(trained: TrainedModel, folder: Path) -> list[str]:
     formats.export("hf", stored, tokenizer.tokenizer.encode, folder / "tokenizer.json", texts)
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
-        "eos_token": end,
+        **({"bos_token": end, "eos_token": end} if end else {}),
         "model_max_length": settings.context_length,
         "clean_up_tokenization_spaces": False,
     }

@@ -129,7 +129,7 @@ def experiments(configuration: Configuration, full: bool) -> tuple[Experiment, .
 
 def make(source: str, out: Path, *, full: bool = False, progress: Progress) -> Handout:
     """Run what fits, in `out`, and write `out`/handout.html."""
-    settings = [] if full else list(SMALL)
+    settings: list[str] = [] if full else [*SMALL]
     base = load(source, settings)
     if base.data.folder is None:
         settings.append(f"data.folder={out / 'data'}")
@@ -193,14 +193,15 @@ def _divergence(folder: RunFolder) -> str | None:
 
 
 def _measure_encoding(handout: Handout) -> tuple[dict[str, Any], ...]:
-    """Bytes per token and bytes per second on the corpus' own held-out text and on made-up prose."""
+    """Bytes per token and bytes per second on text of the corpus and on made-up prose."""
     folder = RunFolder(handout.out / "base")
     tokenizer = read_tokenizer(handout.configuration, folder, handout.configuration.text_backend)
-    own = folder.data(handout.configuration.data.folder) / "validation.txt"
+    # The text of the corpus is kept beside the tokens, or is a file of the user's own.
+    own = Path(folder.record()["corpus"]["train"]["path"])
     texts = {"made-up prose, foreign to the corpus": samples.prose(60_000, documents=20, seed=5)}
     if own.is_file():
         with open(own, encoding="utf-8", errors="replace", newline="") as file:
-            texts = {"held-out text of the corpus": file.read(2_000_000)} | texts
+            texts = {"text of the corpus": file.read(2_000_000)} | texts
     rows = []
     for name, text in texts.items():
         tokenizer.tokenizer.encode(text[:1000])

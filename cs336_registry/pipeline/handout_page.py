@@ -32,11 +32,11 @@ ELSEWHERE = (
         "TinyStories model, 17 M parameters",
         "327.68 M tokens, validation loss at most 1.45",
         "cs336 train tinystories_17m",
-        "needs the TinyStories text, and a GPU for its 40 minutes",
+        "needs the TinyStories text and a GPU",
     ),
     (
         "OpenWebText model",
-        "the same architecture on web text",
+        "a larger model on web text",
         "cs336 train gpt2_124m",
         "needs the OpenWebText sample and a GPU",
     ),
@@ -108,8 +108,8 @@ def deliverables(handout: Handout) -> str:
 
 
 def accounting(handout: Handout) -> str:
-    configurations = {handout.source: handout.configuration}
-    configurations |= {name: load(name) for name in SHIPPED if name != handout.source}
+    configurations = {handout.source if handout.full else f"{handout.source}, small": handout.configuration}
+    configurations |= {name: load(name) for name in SHIPPED if name not in configurations}
     named = list(configurations.items())
     parts: dict[str, list[str]] = {}
     for _, one in named:

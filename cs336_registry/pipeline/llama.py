@@ -67,8 +67,11 @@ def check_expressible(settings: ModelConfiguration) -> None:
         )
 
 
-def configuration(settings: ModelConfiguration, end_of_text_id: int) -> dict[str, Any]:
-    """config.json. rope_theta stands twice: where version 5 of the library reads it, and where version 4 does."""
+def configuration(settings: ModelConfiguration, end_of_text_id: int | None) -> dict[str, Any]:
+    """config.json; end_of_text_id is None where the tokenizer has no special token.
+
+    rope_theta stands twice: where version 5 of the library reads it, and where version 4 does.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -38,7 +38,7 @@ class Agreement:
         )
 
 
-def compare(folder: Path, model: torch.nn.Module, texts: Sequence[Sequence[int]], context_length: int) -> Agreement:
+def compare(folder: Path, model: Any, texts: Sequence[Sequence[int]], context_length: int) -> Agreement:
     """Load `folder` with transformers and hold its logits against `model`'s, on random ids and on the ids of `texts`.
 
     The error of transformers against the float64 model may be FACTOR times that of the float32 model here, plus
@@ -46,9 +46,9 @@ def compare(folder: Path, model: torch.nn.Module, texts: Sequence[Sequence[int]]
     an angle is off by up to position · 2^-24, where the tables here are computed in float64. A row that is permuted
     wrongly is off by orders of magnitude more. Raises ValueError where the logits differ.
     """
-    vocab_size = model.get_submodule("lm_head").weight.shape[0]
+    vocab_size = len(model.get_submodule("lm_head").weight)
     generator = torch.Generator().manual_seed(336)
-    rows = [torch.randint(int(vocab_size), (context_length,), generator=generator)]
+    rows = [torch.randint(vocab_size, (context_length,), generator=generator)]
     rows += [torch.tensor(ids[:context_length]) for ids in texts if ids]
     exact = copy.deepcopy(model).double()
     theirs = load(folder)

@@ -190,3 +190,11 @@ def test_bad_options_are_one_line(run, capsys, words, message):
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     assert command(str(tmp_path)) == 1
     assert f"there is no run in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_end_of_text_needs_a_prompt(trained, monkeypatch):
+    monkeypatch.setattr(type(trained.tokenizer), "end_of_text_id", None)
+    (one,) = next(complete(trained, ["the"], Sampling(7)))
+    assert one.tokens == 7 and not one.stopped
+    with pytest.raises(ValueError, match="no end-of-text token to begin a document with: pass a prompt"):
+        next(complete(trained, [""], Sampling(7)))
