@@ -101,8 +101,10 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Ten
     return _empty_output(q, v), *_empty_statistics(q)
 
 
-def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_rows(q), _empty_rows(k), _empty_rows(v)
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, want_q: bool = True, want_kv: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(q, k, v, want_q, want_kv)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -115,8 +117,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    gradients = attention_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale)
-    return (*gradients, None, None, None, None)
+    want_q, want_k, want_v = ctx.needs_input_grad[:3]
+    gradients = attention_backward(
+        grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale, want_q=want_q, want_kv=want_k or want_v
+    )
+    wanted = zip(gradients, (want_q, want_k, want_v), strict=True)
+    return (*(gradient if want else None for gradient, want in wanted), None, None, None, None)
 
 
 def forward(
@@ -162,9 +168,12 @@ def backward(
     document_ids: Tensor | None,
     is_causal: bool,
     scale: float,
+    *,
+    want_q: bool = True,
+    want_kv: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, each in the layout of what it is the gradient of."""
-    grad_q, grad_k, grad_v = _empty_rows(q), _empty_rows(k), _empty_rows(v)
+    """The gradients of q, k and v, each in the layout of what it is the gradient of; empty where not wanted."""
+    grad_q, grad_k, grad_v = _empty_gradients(q, k, v, want_q, want_kv)
     batch, heads, queries, _ = q.shape
     kv_heads, keys = k.shape[1:3]
     grad, q, k, v = _readable(grad), _readable(q), _readable(k), _readable(v)
@@ -205,12 +214,13 @@ def backward(
             **chosen.keywords,
         )
 
-    for kernel, run in (
-        ("attention_delta", run_delta),
-        ("attention_query_gradient", run_queries),
-        ("attention_key_gradient", run_keys),
+    for kernel, run, wanted in (
+        ("attention_delta", run_delta, True),
+        ("attention_query_gradient", run_queries, want_q),
+        ("attention_key_gradient", run_keys, want_kv),
     ):
-        run(_choose(kernel, q, v, mask, document_ids, is_causal, run))
+        if wanted:
+            run(_choose(kernel, q, v, mask, document_ids, is_causal, run))
     if keys == 1:
         # The softmax over one key is constant. The kernels' dP - delta leaves a rounding error where this is exact.
         grad_q.zero_()
@@ -226,7 +236,7 @@ attention_forward = operator(
 )
 attention_backward = operator(
     "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor output, Tensor lse, Tensor statistics,"
-    " Tensor? mask, Tensor? document_ids, bool is_causal, float scale)"
+    " Tensor? mask, Tensor? document_ids, bool is_causal, float scale, *, bool want_q=True, bool want_kv=True)"
     " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     backward,
     _fake_backward,
@@ -304,6 +314,12 @@ def _empty_rows(x: Tensor) -> Tensor:
     """An empty tensor in the memory layout of `x`, if its rows are contiguous in that layout."""
     empty = torch.empty_like(x)
     return empty if empty.stride(3) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, want_q: bool, want_kv: bool) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = zip((q, k, v), (want_q, want_kv, want_kv), strict=True)
+    grad_q, grad_k, grad_v = (_empty_rows(x) if want else x.new_empty(0) for x, want in wanted)
+    return grad_q, grad_k, grad_v
 
 
 def _empty_output(q: Tensor, v: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ def _converted(arguments: dict, dtype: torch.dtype) -> dict:
     }
 
 
-def check_operator(operator, arguments: tuple) -> None:
+def check_operator(operator, arguments: tuple, **keywords) -> None:
     """The operator is registered soundly: schema, fake implementation, gradient, and the same result when traced."""
-    torch.library.opcheck(operator, arguments)
+    torch.library.opcheck(operator, arguments, keywords)
 
 
 def check_full_graph(function, *arguments: torch.Tensor) -> None:

@@ -195,15 +195,24 @@ def test_transposed_rows_and_an_expanded_gradient(attention):
     assert all(torch.equal(one, other) for one, other in zip(summed, ones, strict=True))
 
 
-def test_no_grad_and_partial_gradients(attention):
+def test_only_wanted_gradients(attention):
+    """A gradient that nobody wants is not computed, and the others are the same."""
+    from cs336_triton import configurations
+
     given = arguments(maker(), (1, 1), 17, 17, 16)
+    leaves = {name: given[name].clone().requires_grad_() for name in given}
+    output_grad = maker(seed=1).normal(1, 1, 17, 16)
+    complete = dict(
+        zip(given, torch.autograd.grad(attention(**leaves), list(leaves.values()), output_grad), strict=True)
+    )
     with torch.no_grad():
-        quiet = attention(**given)
-    given["k"].requires_grad_()
-    result = attention(**given)
-    assert torch.equal(quiet, result) and not quiet.requires_grad
-    (gradient,) = torch.autograd.grad(result, [given["k"]], torch.ones_like(result))
-    assert gradient.isfinite().all()
+        assert not attention(**leaves).requires_grad
+    for name, kernel in (("q", "query"), ("k", "key"), ("v", "key")):
+        result = attention(**(given | {name: leaves[name]}))
+        with configurations.experiment({}) as asked:
+            (gradient,) = torch.autograd.grad(result, leaves[name], output_grad)
+        assert torch.equal(gradient, complete[name])
+        assert {key[0] for key in asked.found} == {"attention_delta", f"attention_{kernel}_gradient"}
 
 
 @pytest.mark.parametrize("variant", ["causal", "mask", "documents_grouped"])
@@ -229,7 +238,10 @@ def test_operators_are_registered_soundly():
     check_operator(attention_forward, (*leaves, None, None, False, 0.25))
     plain = [tensor.detach() for tensor in (q, k, v)]
     output, *saved = attention_forward(*plain, None, None, True, 0.25)
-    check_operator(attention_backward, (torch.ones_like(output), *plain, output, *saved, None, None, True, 0.25))
+    backward = (torch.ones_like(output), *plain, output, *saved, None, None, True, 0.25)
+    check_operator(attention_backward, backward)
+    check_operator(attention_backward, backward, want_q=False)
+    check_operator(attention_backward, backward, want_kv=False)
 
 
 def test_compiles_whole(attention):
