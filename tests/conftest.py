@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from cs336_registry.conformance.subject import spare_worker
+from cs336_registry.machine import detect
 
-# Before any test module imports torch, which reads the number of threads once.
+# Both are read once, when torch and Triton are imported, so they must be set before any test module does that: one
+# thread in each worker, and without a GPU Triton's interpreter, so that the kernels' tests run in any order.
 spare_worker()
+if not detect().cuda_devices:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
