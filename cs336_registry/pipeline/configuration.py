@@ -210,8 +210,8 @@ class Configuration:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, section by section, as JSON holds it."""
-        return msgspec.json.decode(msgspec.json.encode(self))
+        """Plain data, section by section, defaults included, which msgspec leaves out of the objects it read."""
+        return msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self)))
 
 
 FREE_TO_CHANGE = (

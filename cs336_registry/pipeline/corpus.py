@@ -198,7 +198,7 @@ def _split(blocks: Iterable[str], end_of_text: str) -> Iterator[str]:
 def _limited(documents: Iterator[str], maximum_bytes: int | None) -> Iterator[str]:
     taken = 0
     for document in documents:
-        taken += len(document)
+        taken += len(document.encode("utf-8", "replace"))
         yield document
         if maximum_bytes is not None and taken >= maximum_bytes:
             return

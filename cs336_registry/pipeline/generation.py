@@ -24,12 +24,14 @@ def sample(
     device: str = "cpu",
 ) -> list[str]:
     """Continue every prompt until the end-of-text token; the results begin with the prompt. An empty prompt starts a
-    new document. The same seed gives the same text.
+    new document, which needs a tokenizer with an end-of-text token. The same seed gives the same text.
     """
-    end = tokenizer.end_of_text_id
+    ends = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
     texts = []
     for number, prompt in enumerate(prompts):
-        prompt_ids = tokenizer.tokenizer.encode(prompt) or [end]
+        prompt_ids = tokenizer.tokenizer.encode(prompt) or ends
+        if not prompt_ids:
+            raise ValueError("an empty prompt needs an end-of-text token, which this tokenizer lacks: write a prompt")
         with torch.no_grad():
             ids = generate(
                 model,
@@ -37,12 +39,12 @@ def sample(
                 max_new_tokens,
                 temperature=temperature,
                 top_p=None if top_p == 1 else top_p,
-                stop_token_ids=(end,),
+                stop_token_ids=ends,
                 generator=torch.Generator(device).manual_seed(seed + number),
                 context_length=context_length,
             )[0].tolist()
         new = ids[len(prompt_ids) :]
-        new = new[: new.index(end)] if end in new else new
+        new = new[: min((new.index(end) for end in ends if end in new), default=len(new))]
         known = [token for token in new if token < tokenizer.size]
         texts.append(prompt + tokenizer.tokenizer.decode(known))
     return texts

@@ -87,3 +87,11 @@ def test_differences_are_those_that_change_weights():
 
 def test_defaults_are_valid():
     assert from_dict({}) == Configuration()
+
+
+def test_what_was_left_at_its_default_is_in_the_record():
+    """msgspec leaves defaults out of the objects it makes; run.json must hold every hyper-parameter all the same."""
+    record = load("tinystories_17m").to_dict()
+    assert record["evaluation"]["temperature"] == 0.8
+    assert set(record["evaluation"]) == set(load("quickstart").to_dict()["evaluation"])
+    assert set(record) == set(load("quickstart").to_dict())
