@@ -74,6 +74,7 @@ def checkpoints(cache) -> list[str]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is posix")
+@pytest.mark.slow
 def test_kill_and_resume(corpus, tmp_path):
     expected = fingerprint(*bpe_trainer(corpus, VOCAB_SIZE, SPECIAL_TOKENS, num_workers=1))
     cache, source = tmp_path / "cache", random.Random(1)

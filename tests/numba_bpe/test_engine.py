@@ -399,6 +399,7 @@ def test_frequent_words_change_no_id(tmp_path: Path, compiled: None, caplog: pyt
     assert caplog.text.count("it is damaged") == 3
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(
     prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
 ) -> None:
@@ -409,7 +410,7 @@ def test_a_full_disk_loses_nothing(
     expected = bpe_trainer(prose, 400, SPECIAL)
     fsync = os.fsync
     writes = failures = 0
-    for full_at in range(1, 100, 4):
+    for full_at in range(1, 100, 6):
         cache = tmp_path / f"cache_{full_at}"
         writes = 0
 
