@@ -363,8 +363,8 @@ def default_configuration(kernel: str, dtype: torch.dtype, width: int, queries: 
     if kernel == "attention_delta":
         return Configuration.of(num_warps=4, num_stages=1, BLOCK_M=max(16, 8192 // width))
     if card.capability == (0, 0):
-        # The interpreter: tiles small enough that odd lengths have several, and unequal, so that edges are crossed.
-        blocks = (32, 16) if queries <= 48 else (64, 32) if queries <= 128 else (128, 64)
+        # The interpreter: time goes by the number of tiles, but odd lengths must cross edges, so unequal sizes.
+        blocks = (64, 32) if queries <= 128 else (128, 64)
         blocks = blocks if kernel != "attention_key_gradient" else blocks[::-1]
         return Configuration.of(BLOCK_M=blocks[0], BLOCK_N=blocks[1], **_plain(kernel))
     return candidate_configurations(kernel, dtype, width, card)[0]
