@@ -205,7 +205,11 @@ contract = Component(
     dtypes=("float32", "bfloat16", "float16", "float64"),
     mutates=("params",),
     tolerance=Tolerance(
-        factor=2.0, floor=8.0, reason="each of ten steps rounds the parameter, 1 - lr · weight_decay may be rounded too"
+        factor=2.0,
+        floor=8.0,
+        absolute=2.0,
+        reason="each of ten steps rounds the parameter, 1 - lr · weight_decay may be rounded too; the moments of a single "
+        "number may cancel, gradients are near 1",
     ),
     cases=(
         Case(id="defaults", sizes={"shapes": ((7, 5), (11,)), "scale": 0.1}),

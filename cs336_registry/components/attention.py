@@ -330,7 +330,9 @@ contract = Component(
     gradient_tolerance=Tolerance(
         factor=3.0,
         floor=8.0,
-        reason="dS = P(dP - D) cancels: P is recomputed from a rounded log-sum-exp, D summed in another order",
+        absolute=4.0,
+        reason="dS = P(dP - D) cancels: P is recomputed from a rounded log-sum-exp, D summed in another order; "
+        "where a query sees one key it is a difference of equal numbers near 1",
     ),
     cases=(
         Case(id="course", sizes={"leading": (4,), "queries": 12, "keys": 16, "d_head": 64}),
