@@ -66,8 +66,8 @@ class Tolerance:
 
     The root-mean-square error must be at most `factor` times the error that the oracle itself makes when it is run in
     the candidate's dtype, plus `floor` units of that dtype's rounding error times the root-mean-square of the result,
-    plus `absolute` float32 (for float64: float64) rounding errors of the number 1, for results that are small differences
-    of terms of that order, which are taken in float32 at least.
+    plus `absolute` float32 (for float64: float64) rounding errors of the number 1, for results that are small
+    differences of terms of that order, which are taken in float32 at least.
     `reason` derives the numbers in a line. Tolerances belong to the contract: no backend can loosen its own.
     """
 

@@ -208,8 +208,8 @@ contract = Component(
         factor=2.0,
         floor=8.0,
         absolute=2.0,
-        reason="each of ten steps rounds the parameter, 1 - lr · weight_decay may be rounded too; the moments of a single "
-        "number may cancel, gradients are near 1",
+        reason="each of ten steps rounds the parameter, 1 - lr · weight_decay may be rounded too; the moments of a "
+        "single number may cancel, gradients are near 1",
     ),
     cases=(
         Case(id="defaults", sizes={"shapes": ((7, 5), (11,)), "scale": 0.1}),

@@ -86,9 +86,9 @@ contract = Component(
     differentiable=("x",),
     gradient_tolerance=Tolerance(
         factor=3.0,
-        floor=4.0,
+        floor=8.0,
         absolute=2.0,
-        reason="p (g - p·g) is a difference of numbers near 1 where one p is near 1",
+        reason="p (g - p·g) is a difference of numbers near 1 where one p is near 1; p may be the rounded result",
     ),
     cases=(
         Case(id="course", sizes={"shape": (4, 12, 64)}),
