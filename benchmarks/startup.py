@@ -1,7 +1,7 @@
 """How long the registry takes to import, to answer `cs336 --help`, and to hand out a callable.
 
-Each figure stands beside `python -c pass`, measured in the same interleaved rounds, since only the ratio means something
-on a shared machine. Run: python benchmarks/startup.py [--rounds 15]
+Each figure stands beside `python -c pass`, measured in the same interleaved rounds, since only the ratio means
+something on a shared machine. Run: python benchmarks/startup.py [--rounds 15]
 """
 
 from __future__ import annotations

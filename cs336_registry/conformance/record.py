@@ -25,7 +25,7 @@ class Record:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         properties = dict(report.user_properties).get("cs336")
-        if properties is None or report.when != "call":
+        if not isinstance(properties, dict) or report.when != "call":
             return
         row = {"check": report.nodeid.rpartition("::")[2], "outcome": _outcome(report), **properties}
         if row["outcome"] in ("failed", "unsupported"):
