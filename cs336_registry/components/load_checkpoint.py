@@ -263,7 +263,7 @@ contract = Component(
     signature=load_checkpoint,
     kind="io",
     summary="a checkpoint back into model and optimizer, all or nothing",
-    formula="",
+    formula="load(save(state)) = state",
     paper="https://docs.pytorch.org/tutorials/beginner/saving_loading_models.html",
     arguments=arguments,
     oracle=oracle,

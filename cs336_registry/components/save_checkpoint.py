@@ -209,7 +209,7 @@ contract = Component(
     signature=save_checkpoint,
     kind="io",
     summary="model, optimizer and iteration to a file, whole or not at all",
-    formula="",
+    formula="load(save(state)) = state",
     paper="https://docs.pytorch.org/tutorials/beginner/saving_loading_models.html",
     arguments=arguments,
     oracle=oracle,
