@@ -7,6 +7,7 @@ import os
 import pytest
 
 from cs336_registry.conformance.subject import spare_worker
+from cs336_registry.errors import UnavailableError
 from cs336_registry.machine import detect
 
 # Both are read once, when torch and Triton are imported, so they must be set before any test module does that: one
@@ -34,3 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cs336_backend" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.backend)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    """A test that demands the backend under test is skipped where that backend does not claim the component."""
+    try:
+        return (yield)
+    except UnavailableError as error:
+        if "cs336_backend" in pyfuncitem.fixturenames and "it does not provide" in str(error):
+            pytest.skip(str(error))
+        raise
