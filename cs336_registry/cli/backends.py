@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..plugin import PluginStatus
 
 
 def backends(*, json: bool = False, traceback: bool = False) -> int:
@@ -23,22 +28,12 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
     if json:
         print(json_module.dumps({name: _record(status, names) for name, status in plugins.items()}, indent=2))
         return 0
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    grid = Table(
-        title="backend x component", title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    grid.add_column("component", no_wrap=True)
     providers = {name: status for name, status in plugins.items() if status.backend is not None}
-    for name, status in providers.items():
-        grid.add_column(name if status.state == "ok" else f"{name}\n[yellow]{status.state}[/yellow]", justify="center")
-    for component in names:
-        cells = [_cell(component, status) for status in providers.values()]
-        grid.add_row(component, *cells)
-    console.print(grid)
+    for line in _grid(providers, names):
+        console.print(line, no_wrap=True, crop=False, overflow="ignore", highlight=False)
     console.print()
     for name, status in plugins.items():
         color = {"ok": "green", "unavailable": "yellow"}.get(status.state, "red")
@@ -49,24 +44,40 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
         if traceback and status.traceback:
             console.print(status.traceback, markup=False, style="dim")
     notes = (
-        "parts: composed in the core from this backend's other components; -: provided, not available here.",
+        "ok: provided; +: composed in the core from this backend's other components; -: provided, not available here.",
         "cs336 explain COMPONENT says which one would be used; CS336_BACKEND=NAME chooses one.",
     )
     console.print("\n" + "\n".join(notes), style="dim", soft_wrap=True)
     return 0
 
 
-def _cell(component: str, status) -> str:
+def _grid(providers: Mapping[str, PluginStatus], components: Sequence[str]) -> list[str]:
+    """One line per backend's name, each above its narrow column, then one per component: fits 80 columns with a dozen."""
+    indent = max(map(len, components)) + 2
+    lines = []
+    for place, (name, status) in enumerate(providers.items()):
+        style = "bold" if status.state == "ok" else "yellow"
+        lines.append(" " * indent + "[dim]|[/dim]   " * place + f"[{style}]{name}[/{style}]")
+    for component in components:
+        cells = (_cell(component, status) for status in providers.values())
+        styled = (f"[{style}]{text:<4}[/{style}]" if text else " " * 4 for text, style in cells)
+        lines.append(f"{component:<{indent}}{''.join(styled)}".rstrip())
+    return lines
+
+
+def _cell(component: str, status: PluginStatus) -> tuple[str, str]:
+    """What stands in a cell, and its style."""
     import cs336_registry as registry
 
-    if status.backend.implementation(component) is None:
-        parts = registry.contract(component).composed_of
-        composed = parts and all(status.backend.implementation(part) for part in parts)
-        return "[dim]parts[/dim]" if composed else ""
-    return "ok" if status.state == "ok" else "[yellow]-[/yellow]"
+    assert status.backend is not None, "a row without a manifest has no column"
+    if status.backend.implementation(component) is not None:
+        return ("ok", "green") if status.state == "ok" else ("-", "yellow")
+    parts = registry.contract(component).composed_of
+    composed = parts and all(status.backend.implementation(part) for part in parts)
+    return ("+" if status.state == "ok" else "-", "dim") if composed else ("", "dim")
 
 
-def _record(status, names) -> dict:
+def _record(status: PluginStatus, names: Sequence[str]) -> dict[str, Any]:
     provided = [name for name in names if status.backend is not None and status.backend.implementation(name)]
     return {
         "state": status.state,

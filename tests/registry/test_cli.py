@@ -68,6 +68,11 @@ def test_backends_shows_the_grid_and_every_reason(capsys, install):
     code, out, _ = run(capsys, "backends")
     assert code == 0
     assert all(component in out for component in registry.components())
+    grid = out.split("\n\n")[0].splitlines()
+    assert [line.split()[-1] for line in grid[: -len(registry.components())]] == [
+        name for name, status in registry.backends().items() if status.backend
+    ]
+    assert max(map(len, grid)) <= 80, "the grid does not fit a terminal of 80 columns"
     assert "broken" in out
     assert "the sky fell" in out
     assert "RuntimeError" in run(capsys, "backends", "--traceback")[1]
