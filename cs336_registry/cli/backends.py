@@ -52,7 +52,7 @@ def backends(*, json: bool = False, traceback: bool = False) -> int:
 
 
 def _grid(providers: Mapping[str, PluginStatus], components: Sequence[str]) -> list[str]:
-    """One line per backend's name, each above its narrow column, then one per component: fits 80 columns with a dozen."""
+    """A line per backend with its name above its narrow column, then a line per component; a dozen fit 80 columns."""
     indent = max(map(len, components)) + 2
     lines = []
     for place, (name, status) in enumerate(providers.items()):
