@@ -1,8 +1,9 @@
 """Running a function in worker processes that share nothing with this one: neither its memory nor its `__main__`.
 
 multiprocessing's spawn runs the caller's script again in every worker, so a script without a `__main__` guard would
-call the trainer from within the trainer. These workers are plain `python -c` processes fed through pipes; they end when
-the pipe closes, however this process ends.
+call the trainer from within the trainer. These workers are plain `python -c` processes fed through pipes. A thread of
+each watches its pipe, so that a worker ends as soon as this process has ended, however it did, in the middle of a call
+too: nobody would take the answer, and it would only be in the way of the run that comes next.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 _COMMAND = "import sys; sys.path[:] = {path!r}; from cs336_heap_bpe.workers import serve; serve()"
@@ -69,19 +73,30 @@ def run_in_processes(target: str, jobs: Sequence[tuple], num_workers: int) -> It
 
 def serve() -> None:
     """A worker's life: answer calls until the pipe closes."""
-    calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # Ctrl-C reaches the whole group of processes; this one ends with the pipe, without a traceback of its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    calls: SimpleQueue[tuple[str, tuple]] = SimpleQueue()
+    threading.Thread(target=_receive, args=(calls,), daemon=True).start()
     while True:
-        try:
-            target, job = pickle.load(calls)
-        except EOFError:
-            return
+        target, job = calls.get()
         try:
             answer = True, _function(target)(*job)
         except Exception as error:
             answer = False, error
-        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        with suppress(BrokenPipeError):
+            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+
+
+def _receive(calls: SimpleQueue[tuple[str, tuple]]) -> None:
+    """Hand on what comes through the pipe; end the process with it, whatever is being worked on."""
+    while True:
+        try:
+            calls.put(pickle.load(sys.stdin.buffer))
+        except (EOFError, OSError, pickle.UnpicklingError):
+            os._exit(0)
 
 
 def _start() -> subprocess.Popen:

@@ -9,12 +9,16 @@ import errno
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 StrPath = str | os.PathLike[str]
+
+ABANDONED_SECONDS = 3600.0
+"""A temporary file that nobody has written to for so long is what a killed writer left."""
 
 
 @contextmanager
@@ -41,6 +45,14 @@ def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[
             raise OSError(error.errno, told, str(target)) from None
         raise
     sync_folder(target.parent)
+
+
+def drop_abandoned(folder: StrPath) -> None:
+    """Remove the temporary files that killed writers left in `folder`; one that is still being written stays."""
+    for path in Path(folder).glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def write_bytes(path: StrPath, content: bytes) -> None:

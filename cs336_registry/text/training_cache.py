@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import StrPath, atomic_write, write_text
+from .files import StrPath, atomic_write, drop_abandoned, write_text
 from .inputs import STANDARD_INPUT
 from .vocab_files import Merges, Vocab
 
@@ -120,13 +120,16 @@ class TrainingCache:
     # Counting
 
     def load_word_counts(self) -> WordCounts | None:
-        return _load_counts(self._word_counts_path, self.identity.digest)
+        """The counts of the whole corpus. Shards that lie beside them are dropped: who wrote them was killed at it."""
+        counts = _load_counts(self._word_counts_path, self.identity.digest)
+        if counts is not None:
+            self._drop_shards()
+        return counts
 
     def save_word_counts(self, counts: WordCounts) -> None:
         """Keep the counts of the whole corpus and drop those of its shards."""
         _save_counts(self._word_counts_path, self.identity.digest, counts)
-        for path in self.folder.glob(f"shard_{self.identity.digest}_*.bin"):
-            path.unlink(missing_ok=True)
+        self._drop_shards()
 
     def load_shard(self, shard: str) -> WordCounts | None:
         return _load_counts(self._shard_path(shard), shard)
@@ -170,6 +173,11 @@ class TrainingCache:
         ordered = sorted(pair_counts.items(), key=lambda item: (-item[1], item[0]))
         rows = [[to_readable(left), to_readable(right), count] for (left, right), count in ordered]
         _save_json(self.folder / f"pair_counts_{self.identity.digest}.json", self.identity.digest, rows)
+
+    def _drop_shards(self) -> None:
+        for path in self.folder.glob(f"shard_{self.identity.digest}_*.bin"):
+            path.unlink(missing_ok=True)
+        drop_abandoned(self.folder)
 
     @property
     def _word_counts_path(self) -> Path:

@@ -16,3 +16,10 @@ def dying(argument):
 def doubled(number):
     print("this goes to stderr, not into the answers")
     return 2 * number
+
+
+def endless(folder):
+    """Work that never ends, under a name that tells which process does it."""
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    while True:
+        pass

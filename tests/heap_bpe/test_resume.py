@@ -91,6 +91,38 @@ def test_kill_and_resume(corpus, tmp_path):
     assert not [path for path in cache.rglob("shard_*")], "shards stay behind"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is posix")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """In the middle of a call: an orphan would take the processor, and the memory, of the run that comes next."""
+    source = f"""
+        from cs336_heap_bpe.workers import run_in_processes
+        list(run_in_processes("tests.heap_bpe.calls:endless", [({str(tmp_path)!r},)] * 2, 2))
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(source)], stderr=subprocess.PIPE) as parent:
+        workers = wait_for(lambda: sorted(path.name for path in tmp_path.iterdir()), lambda names: len(names) == 2)
+        assert all(map(is_running, workers))
+        parent.send_signal(signal.SIGKILL)
+        wait_for(lambda: [worker for worker in workers if is_running(worker)], lambda left: not left)
+        assert parent.stderr.read() == b""
+
+
+def is_running(process_id: str) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(int(process_id)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(look, is_right, seconds: float = 30.0):
+    deadline = time.monotonic() + seconds
+    while not is_right(found := look()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
 @pytest.mark.parametrize("stop", [50, 149, 150, 700])
 def test_stopped_between_merges(corpus, tmp_path, monkeypatch, stop):
     """The same at chosen places of the merge phase, by an error instead of a kill."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -43,6 +44,43 @@ def test_shards_are_dropped_once_the_total_is_kept(cache):
     assert cache.load_shard(shard).to_dict() == COUNTS
     cache.save_word_counts(WordCounts.of(COUNTS))
     assert cache.load_shard(shard) is None
+
+
+def test_shards_of_a_run_killed_while_it_dropped_them_are_dropped_by_the_next(cache, monkeypatch):
+    shard = cache.identity.shard(0, 0, 100)
+    cache.save_shard(shard, WordCounts.of(COUNTS))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingCache, "_drop_shards", interrupted)
+        cache.save_word_counts(WordCounts.of(COUNTS))
+    assert cache.load_shard(shard) is not None
+    assert cache.load_word_counts().to_dict() == COUNTS
+    assert cache.load_shard(shard) is None
+
+
+def interrupted(cache):
+    raise KeyboardInterrupt
+
+
+def test_shards_stay_while_the_total_is_damaged(cache, caplog):
+    shard = cache.identity.shard(0, 0, 100)
+    cache.save_word_counts(WordCounts.of(COUNTS))
+    cache.save_shard(shard, WordCounts.of(COUNTS))
+    (total,) = cache.folder.glob("word_counts_*")
+    total.write_bytes(total.read_bytes()[:-1])
+    assert cache.load_word_counts() is None
+    assert cache.load_shard(shard) is not None
+    assert "its checksum is wrong" in caplog.text
+
+
+def test_half_files_of_killed_writers_go_once_they_are_old(cache):
+    cache.save_word_counts(WordCounts.of(COUNTS))
+    abandoned, under_way = cache.folder / ".shard_x.bin.01.tmp", cache.folder / ".shard_x.bin.02.tmp"
+    for path in (abandoned, under_way):
+        path.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    assert cache.load_word_counts() is not None
+    assert not abandoned.exists()
+    assert under_way.exists()
 
 
 def test_merges_and_vocab_are_readable(cache):
