@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from cs336_registry.components.bpe_trainer import TieBreak, check, check_counts, initial_vocab
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath
-from cs336_registry.text.memory import bytes_of, refuse_beyond
+from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.training_cache import CHECKPOINT_EVERY, TrainingCache, WordCounts
 from cs336_registry.text.vocab_files import Merges, Vocab
 
-from .pair_merger import PairMerger, merging_bytes
+from .memory_plan import Ceiling
+from .pair_merger import PairMerger
 from .pretoken_counter import count_words, open_cache
 from .workers import check_num_workers
 
@@ -35,16 +36,16 @@ def bpe_trainer(
 
     num_workers, cache_dir, max_ram, progress: as in `pretoken_counter`. With a cache_dir the merges are kept every
     `checkpoint_every` merges and at the end; a later run on the same corpus, of any vocab_size, goes on from them.
-    Raises MemoryError, when the words are counted (and in the cache), where merging can't be kept under max_ram.
+    Raises MemoryError where merging can't be kept under max_ram: before counting where a sample shows it, else when the
+    words are counted (and in the cache).
     """
     paths, special_tokens = check(input_path, vocab_size, special_tokens, pattern, tie_break)
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every}: it must be at least 1 merge")
-    workers, budget = check_num_workers(num_workers), bytes_of(max_ram)
+    workers, ceiling = check_num_workers(num_workers), Ceiling(bytes_of(max_ram), progress=bool(progress))
     cache = open_cache(cache_dir, paths, special_tokens, pattern)
-    words = count_words(paths, special_tokens, pattern, workers, cache, budget, bool(progress))
+    words = count_words(paths, special_tokens, pattern, workers, cache, ceiling)
     check_counts(words.counts, input_path)
-    refuse_beyond(budget, merging_bytes(words), f"merging ({len(words.counts):,} unique pretokens)")
     return train(words, vocab_size, special_tokens, tie_break, cache, checkpoint_every, bool(progress))
 
 

@@ -44,10 +44,9 @@ BYTES_PER_SYMBOL = 55
 """Of the merge loop, at its highest, when the words are scanned for pairs (48 on mixed text)."""
 
 
-def merging_bytes(words: WordCounts) -> int:
-    """An estimate of the process's memory while it merges `words`."""
-    symbols = len(words.text) + len(words.counts) + 1
-    return BASE_BYTES + len(words.text) + 12 * len(words.counts) + BYTES_PER_SYMBOL * symbols
+def merging_bytes(number: int, num_bytes: int) -> int:
+    """An estimate of the process's memory while it merges so many unique pretokens of so many bytes together."""
+    return BASE_BYTES + num_bytes + 12 * number + BYTES_PER_SYMBOL * (num_bytes + number + 1)
 
 
 class PairMerger:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cs336_registry.components.tokenizer import check, missing_byte, special_ids, text_ids, unknown_id
+from cs336_registry.text.byte_ranges import byte_ranges
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath, byte_texts, decoded, expand, is_plain, utf8
 from cs336_registry.text.patterns import GPT2_PATTERN, pretoken_finder
@@ -22,7 +23,6 @@ from cs336_registry.text.special_tokens import special_token_pattern
 from cs336_registry.text.vocab_files import read_merges, read_vocab
 
 from .counting import piece_finder, range_blocks
-from .shards import byte_ranges
 from .workers import check_num_workers, run_in_processes
 
 MOST_PIECES = 1 << 19

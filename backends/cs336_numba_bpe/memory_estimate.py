@@ -1,20 +1,19 @@
 """What counting and merging will take, before it is taken: a run that can't keep its ceiling is refused at its start.
 
-The number of unique pretokens is projected from a sample by Heaps' law, unique = k * size ** b, with k and b from the
-sample and its half; once the words are counted, the same figures come from them and are exact up to the merge loop's
-growth, for which the highest seen on prose, code and mixed text is taken.
+The number of unique pretokens is projected from a sample by Heaps' law; once the words are counted, the same figures
+come from them and are exact up to the merge loop's growth, for which the highest seen on prose, code and mixed text is
+taken.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs336_registry.text.inputs import is_plain
-from cs336_registry.text.memory import readable, refuse_beyond
+from cs336_registry.text.memory import growth, readable, refuse_beyond
 
 from .byte_ranges import ByteRange, cut_into_ranges
 from .merge_state import NARROW_SYMBOLS, NARROW_TOKENS
@@ -79,8 +78,7 @@ def project(counter: WordCounter, paths: Sequence[Path]) -> Words | None:
     half, whole = (_sample(counter, part) for part in (chosen[::2], chosen))
     if not half[1].number:
         return None
-    growth = math.log(whole[1].number / half[1].number) / math.log(whole[0] / half[0])
-    factor = (size / whole[0]) ** min(1.0, max(0.0, growth))
+    factor = growth(size, (half[0], half[1].number), (whole[0], whole[1].number))
     return Words(int(whole[1].number * factor), int(whole[1].num_bytes * factor))
 
 

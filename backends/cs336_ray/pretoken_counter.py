@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cs336_heap_bpe.accumulator import Accumulator
-
 from cs336_registry.components.pretoken_counter import check
+from cs336_registry.text.accumulator import Accumulator
 from cs336_registry.text.inputs import STANDARD_INPUT, InputPath
 from cs336_registry.text.memory import bytes_of
 from cs336_registry.text.patterns import GPT2_PATTERN
@@ -55,12 +54,12 @@ def pretoken_counter(
     ranges = file_ranges([path.absolute() for path in paths], pattern, tokens, shard_bytes)
     with (
         connected(address or os.environ.get("RAY_ADDRESS")),
-        Accumulator(budget) as sums,
+        Accumulator(None if budget is None else budget // 2) as sums,
         Progress("counting", total, "bytes", enabled=progress) as report,
     ):
         done = 0
         for position, counted in count_on_cluster(ranges, tokens, pattern, counter, max_retries):
-            sums.add(counted.words.to_dict())
+            sums.add(counted.words)
             done += ranges[position].end - ranges[position].start
             report.update(done)
         return sums.total().to_dict()

@@ -156,7 +156,7 @@ def _cuts(path: Path, tokenizer: RunTokenizer) -> list[tuple[int, int]]:
     end_of_text, special_tokens = tokenizer.end_of_text, tokenizer.metadata["special_tokens"]
     if end_of_text and not any(_may_cover(other, end_of_text) for other in special_tokens):
         return list(_ranges(path, end_of_text.encode()))
-    from cs336_heap_bpe.shards import byte_ranges
+    from ..text.byte_ranges import byte_ranges
 
     return byte_ranges(path, tokenizer.tokenizer.pattern, special_tokens, PART_BYTES)
 

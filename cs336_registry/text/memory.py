@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -32,3 +33,12 @@ def refuse_beyond(max_ram: int | None, needed: int, what: str) -> None:
             f"max_ram is {readable(max_ram)}, but {what} takes about {readable(needed)}: "
             f"pass max_ram={readable(needed).replace(' ', '')!r} or more"
         )
+
+
+def growth(size: int, half: tuple[int, int], whole: tuple[int, int]) -> float:
+    """How many times as many unique pretokens `size` bytes of a corpus hold as a sample of it does.
+
+    By Heaps' law, unique = k * bytes ** b, with b from (bytes, unique) of half of the sample and of the whole sample.
+    """
+    exponent = math.log(whole[1] / half[1]) / math.log(whole[0] / half[0])
+    return (size / whole[0]) ** min(1.0, max(0.0, exponent))

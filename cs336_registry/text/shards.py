@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .byte_ranges import byte_ranges
 from .counts_file import Shard
 from .inputs import BLOCK_SIZE, STANDARD_INPUT, is_plain
 from .training_cache import WordCounts, file_identity
@@ -37,8 +38,6 @@ def file_ranges(
     paths: Sequence[Path], pattern: str, special_tokens: Sequence[str], range_bytes: int | None = None
 ) -> list[FileRange]:
     """The files as ranges of about `range_bytes` (None: whole files); files that are not plain stay whole."""
-    from cs336_heap_bpe.shards import byte_ranges
-
     ranges: list[FileRange] = []
     for path in paths:
         if path == STANDARD_INPUT or not path.is_file():

@@ -10,10 +10,12 @@ written whole or not at all; one that does not fit is reported by a warning of t
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 CHECKPOINT_EVERY = 300
 _DIGEST_BLOCK = 64 << 20
+_ITEMS_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,37 @@ class WordCounts:
         numbers = np.fromiter(map(counts.__getitem__, pretokens), np.int64, len(pretokens))
         return cls(b"".join(pretokens), lengths, numbers)
 
-    def to_dict(self) -> dict[bytes, int]:
+    @classmethod
+    def merged(cls, sources: Iterable[Iterable[tuple[bytes, int]]]) -> WordCounts:
+        """The sum of counts that are sorted by pretoken each, read side by side."""
         import numpy as np
 
-        ends = np.cumsum(self.lengths, dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
-        pretokens = [self.text[start:end] for start, end in zip(starts, ends, strict=False)]
-        return dict(zip(pretokens, self.counts.tolist(), strict=False))
+        text, lengths, counts = bytearray(), array("I"), array("Q")
+        last = None
+        for pretoken, count in heapq.merge(*sources):
+            if pretoken == last:
+                counts[-1] += count
+                continue
+            last = pretoken
+            text += pretoken
+            lengths.append(len(pretoken))
+            counts.append(count)
+        return cls(bytes(text), np.array(lengths, np.uint32), np.array(counts, np.int64))
+
+    def items(self) -> Iterator[tuple[bytes, int]]:
+        """(pretoken, count) in order; as objects only a block at a time."""
+        import numpy as np
+
+        text, end = self.text, 0
+        for first in range(0, len(self.counts), _ITEMS_BLOCK):
+            block = slice(first, first + _ITEMS_BLOCK)
+            ends = (end + np.cumsum(self.lengths[block], dtype=np.int64)).tolist()
+            pretokens = [text[start:stop] for start, stop in zip([end, *ends], ends, strict=False)]
+            yield from zip(pretokens, self.counts[block].tolist(), strict=True)
+            end = ends[-1]
+
+    def to_dict(self) -> dict[bytes, int]:
+        return dict(self.items())
 
 
 def identify(paths: Sequence[Path], special_tokens: Sequence[str], pattern: str) -> CorpusIdentity | None:

@@ -14,7 +14,6 @@ import time
 
 import pytest
 from cs336_heap_bpe import pretoken_counter as counter_module
-from cs336_heap_bpe import shards
 from cs336_heap_bpe.bpe_trainer import bpe_trainer
 
 from cs336_registry.text.vocab_files import Merges
@@ -23,9 +22,9 @@ from tests.corpora import SPECIAL_TOKENS, english
 VOCAB_SIZE = 1500
 PROGRAM = """
     import sys
-    from cs336_heap_bpe import pretoken_counter, shards
+    from cs336_heap_bpe import pretoken_counter
     from cs336_heap_bpe.bpe_trainer import bpe_trainer
-    pretoken_counter.ONE_PROCESS_BYTES, shards.SMALLEST_SHARD = 0, 50_000
+    pretoken_counter.ONE_PROCESS_BYTES, pretoken_counter.SMALLEST_SHARD = 0, 50_000
     corpus, cache, workers = sys.argv[1:]
     print("ready", flush=True)
     vocab, merges = bpe_trainer(
@@ -46,7 +45,7 @@ def corpus(tmp_path):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(counter_module, "ONE_PROCESS_BYTES", 0)
-    monkeypatch.setattr(shards, "SMALLEST_SHARD", 50_000)
+    monkeypatch.setattr(counter_module, "SMALLEST_SHARD", 50_000)
 
 
 def program(corpus, cache, workers, **environment):

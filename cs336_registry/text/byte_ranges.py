@@ -1,47 +1,50 @@
 """Cutting a file into byte ranges that can be counted alone: no pretoken and no special token crosses a cut.
 
-A cut lies between a visible ASCII character and a space, or between an ASCII letter or digit and a newline: no pretoken
-of the named patterns has these inside, and no UTF-8 sequence, sound or broken, goes on across two ASCII bytes. For any
-other pattern a cut lies at the end of a special token. Ranges do not depend on the number of workers.
+A cut lies between a visible ASCII character and a space or a newline: no pretoken of GPT-2's pattern has these inside,
+and no UTF-8 sequence, sound or broken, goes on across two ASCII bytes. In cl100k's pattern newlines belong to the
+punctuation before them, so there only a letter or a digit may come before one. For any other pattern a cut lies at the
+end of a special token. Ranges do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import IO
 
-from cs336_registry.text.patterns import is_streamable
+from .patterns import CL100K_PATTERN, GPT2_PATTERN
 
-SMALLEST_SHARD, LARGEST_SHARD = 4 << 20, 32 << 20
-SHARDS = 16
 WINDOW = 1 << 16
-_CUT = re.compile(rb"[!-~](?= )|[0-9A-Za-z](?=\n)")
-REPLACEMENT_CHARACTER = "\ufffd"
+_SAFE = {
+    GPT2_PATTERN: re.compile(rb"[!-~](?=[ \n])"),
+    CL100K_PATTERN: re.compile(rb"[!-~](?= )|[0-9A-Za-z](?=\n)"),
+}
+_REPLACEMENT_CHARACTER = "\ufffd"
+
+FindCut = Callable[[bytes, int, int, Sequence[bytes]], int | None]
 
 
-def byte_ranges(
-    path: Path, pattern: str, special_tokens: Sequence[str], shard_size: int | None = None
-) -> list[tuple[int, int]]:
-    """The file as (start, end) ranges of about `shard_size` bytes, in order; by default about 16 of 4 to 32 MiB."""
+def byte_ranges(path: Path, pattern: str, special_tokens: Sequence[str], range_bytes: int) -> list[tuple[int, int]]:
+    """The file as (start, end) ranges of about `range_bytes`, in order; longer ones where there is no safe cut."""
     size = path.stat().st_size
-    shard_size = shard_size or min(LARGEST_SHARD, max(SMALLEST_SHARD, size // SHARDS))
     # Broken UTF-8 may decode to the replacement character, so such a token can't be looked for among bytes.
-    if size <= shard_size or any(REPLACEMENT_CHARACTER in token for token in special_tokens):
+    if size <= range_bytes or any(_REPLACEMENT_CHARACTER in token for token in special_tokens):
         return [(0, size)]
     tokens = [token.encode() for token in special_tokens]
-    find_cut = _safe_place if is_streamable(pattern) else _end_of_special_token
+    find_cut = partial(_safe_place, _SAFE[pattern]) if pattern in _SAFE else _end_of_special_token
     cuts = [0]
     with open(path, "rb") as file:
-        while cuts[-1] + shard_size < size:
-            cut = _first_cut(file, cuts[-1] + shard_size, size, tokens, find_cut)
+        while cuts[-1] + range_bytes < size:
+            cut = _first_cut(file, cuts[-1] + range_bytes, size, tokens, find_cut)
             if cut is None or cut >= size:
                 break
             cuts.append(cut)
     return list(zip(cuts, [*cuts[1:], size], strict=True))
 
 
-def _first_cut(file, offset: int, size: int, tokens: Sequence[bytes], find_cut) -> int | None:
+def _first_cut(file: IO[bytes], offset: int, size: int, tokens: Sequence[bytes], find_cut: FindCut) -> int | None:
     """The first cut after `offset`; the window grows until it holds one."""
     margin = 2 * max(map(len, tokens), default=1)
     window = WINDOW + 2 * margin
@@ -59,8 +62,8 @@ def _first_cut(file, offset: int, size: int, tokens: Sequence[bytes], find_cut) 
         window *= 2
 
 
-def _safe_place(content: bytes, begin: int, reach: int, tokens: Sequence[bytes]) -> int | None:
-    for match in _CUT.finditer(content, begin, reach):
+def _safe_place(safe: re.Pattern[bytes], content: bytes, begin: int, reach: int, tokens: Sequence[bytes]) -> int | None:
+    for match in safe.finditer(content, begin, reach):
         cut = match.end()
         # Any occurrence in the slice has bytes on both sides of the cut.
         if not any(token in content[max(0, cut - len(token) + 1) : cut + len(token) - 1] for token in tokens):

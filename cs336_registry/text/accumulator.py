@@ -4,19 +4,12 @@ merged at the end, a record at a time.
 
 from __future__ import annotations
 
-import heapq
-import logging
 import struct
 import tempfile
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from cs336_registry.text.training_cache import WordCounts
-
-logger = logging.getLogger(__name__)
+from .training_cache import WordCounts
 
 BYTES_PER_ENTRY = 170
 """What an entry of dict[bytes, int] takes, about: the table's slot, the key's object and its text, the count."""
@@ -24,11 +17,11 @@ _RECORD = struct.Struct("<IQ")
 
 
 class Accumulator:
-    """The sum of many counts. `max_ram` (bytes) bounds its table; None keeps everything in memory."""
+    """The sum of many counts. `most_bytes` bounds its table; None keeps everything in memory."""
 
-    def __init__(self, max_ram: int | None = None) -> None:
-        # Half for the table: the counts that are being added, and the merge's arrays later, need room too.
-        self.most_entries = None if max_ram is None else max(1000, max_ram // 2 // BYTES_PER_ENTRY)
+    def __init__(self, most_bytes: int | None = None, report: Callable[[str], None] = lambda message: None) -> None:
+        self.most_entries = None if most_bytes is None else max(1000, most_bytes // BYTES_PER_ENTRY)
+        self.report = report
         self.table: dict[bytes, int] = {}
         self.runs: list[Path] = []
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -40,7 +33,7 @@ class Accumulator:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def add(self, counts: Mapping[bytes, int]) -> None:
+    def add(self, counts: WordCounts) -> None:
         table, get = self.table, self.table.get
         for pretoken, count in counts.items():
             table[pretoken] = get(pretoken, 0) + count
@@ -53,17 +46,8 @@ class Accumulator:
             return WordCounts.of(self.table)
         if self.table:
             self._spill()
-        text, lengths, counts = bytearray(), array("I"), array("Q")
-        last = None
-        for pretoken, count in heapq.merge(*map(_read_run, self.runs)):
-            if pretoken == last:
-                counts[-1] += count
-                continue
-            last = pretoken
-            text += pretoken
-            lengths.append(len(pretoken))
-            counts.append(count)
-        return WordCounts(bytes(text), np.frombuffer(lengths, np.uint32), np.frombuffer(counts, np.int64))
+        self.report(f"merging {len(self.runs)} sorted runs")
+        return WordCounts.merged(map(_read_run, self.runs))
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -72,7 +56,7 @@ class Accumulator:
         with open(path, "wb") as file:
             for pretoken in sorted(self.table):
                 file.write(_RECORD.pack(len(pretoken), self.table[pretoken]) + pretoken)
-        logger.info("%d distinct pretokens went to disk as a sorted run, to stay within max_ram", len(self.table))
+        self.report(f"{len(self.table):,} distinct pretokens went to {path} as a sorted run, to stay within max_ram")
         self.runs.append(path)
         self.table.clear()
 
