@@ -110,7 +110,7 @@ def _ask(worker: subprocess.Popen, target: str, job: tuple) -> Any:
         worker.stdin.flush()
         succeeded, result = pickle.load(worker.stdout)
     except (EOFError, OSError, pickle.UnpicklingError):
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a worker process ended with exit code {worker.wait()}: if memory ran out, pass a smaller num_workers"
         ) from None
     if not succeeded:

@@ -117,7 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output (`cs336 ... | head`) went away; there is nobody to tell.
         sys.stderr.close()
         sys.exit(141)
-    except (RegistryError, ValueError, OSError, ModuleNotFoundError, NotImplementedError) as error:
+    except (
+        RegistryError,
+        ValueError,
+        OSError,
+        MemoryError,
+        OverflowError,
+        ModuleNotFoundError,
+        NotImplementedError,
+    ) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)

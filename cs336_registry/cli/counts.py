@@ -60,10 +60,11 @@ def build(
     from ..text.shards import count_range, file_ranges, identities
     from ..text.special_tokens import check_special_tokens
     from ..text.training_cache import WordCounts
-    from .text_backends import choose, disk_full, distinct, fitting
+    from .text_backends import check_workers, choose, disk_full, distinct, fitting
 
     expression, tokens = pattern_from(pattern), check_special_tokens(special_token)
     position, parts = _part(part)
+    check_workers(num_workers)
     paths = expand(list(shards))
     say = _silent if quiet else _say
     whole = file_ranges(paths, expression, tokens)

@@ -47,6 +47,11 @@ def fitting(function: Callable[..., Any], backend: str, options: Mapping[str, An
     return {name: value for name, value in found.items() if value is not None}
 
 
+def check_workers(num_workers: int | None) -> None:
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"--num-workers is {num_workers}: it must be at least 1")
+
+
 def distinct(paths: Sequence[Path], duplicates: str, digests: Sequence[tuple[int, str]]) -> list[Path]:
     """The paths without those whose content another one has; "refuse" raises ValueError at the first."""
     first: dict[tuple[int, str], Path] = {}

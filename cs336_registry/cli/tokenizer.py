@@ -78,7 +78,7 @@ def train(
     from ..text import tokenizer_folder
     from ..text.patterns import pattern_name
     from ..text.progress import duration
-    from .text_backends import choose, disk_full
+    from .text_backends import check_workers, choose, disk_full
 
     if bool(inputs) == (from_counts is not None):
         raise ValueError("name text files to train on, or --from-counts FILE, and not both")
@@ -86,6 +86,9 @@ def train(
         raise ValueError(f"--pattern {pattern} goes with text: the counts were made with a pattern already")
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every is {checkpoint_every}: it must be at least 1 merge")
+    check_workers(num_workers)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out is {out}, which is a file: name a folder for the tokenizer")
     say = _silent if quiet else _say
     function, decision = choose("bpe_trainer", backend)
     source = (
@@ -152,14 +155,13 @@ def encode(
 
     from ..pipeline import encoding, tokenization
     from ..pipeline.progress import Progress
-    from .text_backends import disk_full, selector
+    from .text_backends import check_workers, disk_full, selector
 
     if not inputs:
         raise ValueError("no text was given: name text files, or - for standard input")
     if out.suffix != ".npy":
         raise ValueError(f"--out is {out}: the ids go to a .npy file, such as {out.with_suffix('.npy')}")
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"--num-workers is {num_workers}: it must be at least 1")
+    check_workers(num_workers)
     chosen = selector("tokenizer", backend)
     progress = Progress(quiet=quiet)
     with disk_full(out):
@@ -507,8 +509,13 @@ def _chunks_of_ids(tokens: str) -> Iterator[Iterable[int]]:
 
     try:
         ids = np.load(tokens, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{tokens} is not a .npy file of token ids: {error}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {tokens}: pass a .npy file of cs336 tokenizer encode") from None
+    except ValueError:
+        raise ValueError(
+            f"{tokens} is not a .npy file of token ids: pass one of cs336 tokenizer encode, or - for numbers on "
+            f"standard input"
+        ) from None
     if ids.ndim != 1 or ids.dtype.kind not in "ui":
         raise ValueError(f"{tokens} holds {ids.ndim}-D {ids.dtype}: expected one dimension of whole numbers")
     for first in range(0, len(ids), 1 << 16):

@@ -66,9 +66,9 @@ def check(
 def check_counts(counts: Sized, input_path: object) -> None:
     """Refuse a corpus without a single pretoken."""
     if not len(counts):
-        raise ValueError(
-            f"bpe_trainer: {str(input_path)!r} holds no text besides special tokens: pass a corpus with text in it"
-        )
+        several = isinstance(input_path, Sequence) and not isinstance(input_path, str)
+        names = ", ".join(repr(str(path)) for path in (input_path if several else [input_path]))
+        raise ValueError(f"bpe_trainer: {names} holds no text besides special tokens: pass a corpus with text in it")
 
 
 def initial_vocab(special_tokens: Sequence[str]) -> Vocab:

@@ -40,6 +40,8 @@ def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[
     except BaseException as error:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(target)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             told = f"{os.strerror(error.errno)}: what was complete before is kept; free some space and run it again"
             raise OSError(error.errno, told, str(target)) from None

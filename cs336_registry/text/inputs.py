@@ -167,13 +167,15 @@ def _parquet_texts(path: Path) -> Iterator[Iterator[bytes]]:
     try:
         with parquet.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
-                raise ValueError(f'{path} has no column "text": it has {", ".join(file.schema_arrow.names)}')
+                raise ValueError(
+                    f'{path} has no column "text": it has {", ".join(file.schema_arrow.names)}; rename the one to read'
+                )
             for batch in file.iter_batches(batch_size=256, columns=["text"]):
                 for value in batch.column(0):
                     if (text := value.as_py()) is not None:
                         yield iter((utf8(text),))
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+        raise ValueError(f"{path} is not a readable parquet file ({error}): fetch or write it again") from None
 
 
 def _needs(package: str, path: Path) -> Any:

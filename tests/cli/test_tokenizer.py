@@ -159,16 +159,26 @@ def test_training_from_counts_is_training_from_text(run, corpus, backend):
         (("corpus.txt", "--vocab-size", 300, "--special-token", ""), "special_tokens[0] is ''"),
         (("corpus.txt", "--vocab-size", 300, "--checkpoint-every", 0), "--checkpoint-every is 0"),
         (("corpus.txt", "--vocab-size", 300, "--max-ram", "lots"), "max_ram is 'lots'"),
+        (("corpus.txt", "--vocab-size", 300, "--backend", "heap_bpe", "--max-ram", "9MB"), "pass max_ram="),
+        (("corpus.txt", "--vocab-size", 300, "--num-workers", 0), "--num-workers is 0: it must be at least 1"),
+        (("empty.txt", "--vocab-size", 300), "'empty.txt' holds no text besides special tokens"),
         (("corpus.txt", "--vocab-size", 300, "--backend", "nothing"), "'nothing': known: auto"),
     ],
     ids=[
         *("no_input", "both_inputs", "pattern_of_counts", "no_counts", "no_text", "vocab_size", "pattern"),
-        *("special_token", "checkpoint_every", "max_ram", "backend"),
+        *("special_token", "checkpoint_every", "max_ram", "too_little_ram", "num_workers", "empty", "backend"),
     ],
 )
 def test_bad_training_arguments_are_named(run, corpus, tmp_path, words, message):
+    (tmp_path / "empty.txt").touch()
     assert run("tokenizer", "train", *words, "--out", "made").failed_with(message)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_file_is_no_folder_for_a_tokenizer(run, corpus):
+    result = run("tokenizer", "train", corpus, "--vocab-size", 300, "--out", "corpus.txt")
+    assert result.failed_with("--out is corpus.txt, which is a file: name a folder")
+    assert corpus.read_text(encoding="utf-8").startswith(english(1000))
 
 
 def test_a_full_disk_loses_nothing(run, corpus, tmp_path, monkeypatch):
@@ -300,6 +310,9 @@ def test_bad_ids_are_named(run, folder, tmp_path, monkeypatch):
     np.save(tmp_path / "floats.npy", np.array([1.5]))
     words = ("--tokenizer", folder)
     assert run("tokenizer", "decode", "large.npy", *words).failed_with("no token with id 99999")
+    assert run("tokenizer", "decode", "no.npy", *words).failed_with("no file no.npy: pass a .npy file of cs336")
+    (tmp_path / "text.npy").write_text("not an array")
+    assert run("tokenizer", "decode", "text.npy", *words).failed_with("text.npy is not a .npy file of token ids: pass")
     assert run("tokenizer", "decode", "floats.npy", *words).failed_with("1-D float64: expected one dimension of whole")
     monkeypatch.setattr(sys, "stdin", io.StringIO("[72, 2]\nx"))
     assert run("tokenizer", "decode", "-", *words).failed_with("'x' is no token id")
@@ -419,7 +432,12 @@ def test_files_that_would_encode_otherwise_are_not_imported(run, folder, tmp_pat
 
 
 def test_files_that_are_something_else_are_named(run, corpus, folder):
-    assert run("tokenizer", "import", corpus, "--format", "hf", "--out", "x").failed_with("is not a tokenizer.json")
+    assert run("tokenizer", "import", corpus, "--format", "hf", "--out", "x").failed_with(
+        "corpus.txt is not a tokenizer.json: it is not JSON"
+    )
+    (corpus.parent / "other.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+    result = run("tokenizer", "import", "other.json", "--format", "hf", "--out", "x")
+    assert result.failed_with("other.json is not a tokenizer.json of a byte-pair model: it has no model with merges")
     assert run("tokenizer", "import", corpus, "--format", "tiktoken", "--out", "x").failed_with("line 1 is")
     assert run("tokenizer", "import", "nothing", "--format", "gpt2", "--out", "x").failed_with("no file nothing/vocab")
     assert run("tokenizer", "import", "nothing", "--format", "hf", "--out", "x").failed_with("no file nothing")

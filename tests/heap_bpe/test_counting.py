@@ -191,7 +191,7 @@ def test_workers_answer_fail_and_die(capfd):
     }
     with pytest.raises(ValueError, match="no luck"):
         list(workers.run_in_processes(f"{here}:failing", [("luck",), ("luck",)], 2))
-    with pytest.raises(RuntimeError, match="a worker process ended with exit code 3"):
+    with pytest.raises(ChildProcessError, match="a worker process ended with exit code 3"):
         list(workers.run_in_processes(f"{here}:dying", [(1,), (2,)], 2))
     assert "not into the answers" in capfd.readouterr().err
 

@@ -89,3 +89,12 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, monkeypatch, ful
     assert (tmp_path / "a.txt").read_text() == "old"
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "sealed").mkdir()
+    target = tmp_path / "sealed" / ("x" * 300)
+    with pytest.raises(OSError, match="File name too long") as raised:
+        write_text(target, "text")
+    assert raised.value.filename == str(target)
+    assert not list(target.parent.iterdir())

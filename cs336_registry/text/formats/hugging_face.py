@@ -80,8 +80,10 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["model"]["vocab"], content["model"]["merges"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json of a byte-pair model: it lacks or breaks {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a tokenizer.json: it is not JSON ({error})") from None
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} is not a tokenizer.json of a byte-pair model: it has no model with merges") from None
     if not isinstance(found[0], dict) or not isinstance(found[1], list):
         raise ValueError(f"{path} is not a tokenizer.json of a byte-pair model: export it from the tokenizers library")
     return content
