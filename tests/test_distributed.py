@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -127,6 +129,58 @@ def steps_of(rank, sharded_optimizer, optimizer_class):
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD], ids=["AdamW", "SGD"])
 def test_sharded_optimizer_equals_a_plain_one(implementation_of, optimizer_class):
     run_on_ranks(steps_of, implementation_of("sharded_optimizer"), optimizer_class)
+
+
+class Embedding(torch.nn.Module):
+    """A stranger's layer, whose result is a view."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(rows, width))
+
+    def forward(self, ids):
+        return self.weight[ids.flatten()].view(*ids.shape, -1)
+
+
+class Linear(Embedding):
+    def forward(self, x):
+        return (x.flatten(0, -2) @ self.weight.T).view(*x.shape[:-1], -1)
+
+
+class InPlace(torch.nn.Module):
+    """Changes those views in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.first, self.last = Embedding(10, 8), Linear(8, 8), Linear(5, 8)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        x += 1.0
+        x = self.first(x).relu_()
+        return self.last(x)
+
+
+def gradients_of_in_place(rank, fsdp):
+    model = built(InPlace)
+    wrapped = fsdp(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped(torch.arange(8).view(2, 4) + rank).square().mean().backward()
+    wrapped.finish_gradient_synchronization()
+    whole = (parameter.grad for parameter in model.parameters())
+    return [gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient for gradient in whole]
+
+
+def test_fsdp_of_layers_whose_results_are_views_changed_in_place(implementation_of):
+    model = built(InPlace)
+    for rank in range(2):
+        (model(torch.arange(8).view(2, 4) + rank).square().mean() / 2).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    for rank, found in enumerate(run_on_ranks(gradients_of_in_place, implementation_of("fsdp"))):
+        for gradient, whole in zip(found, expected, strict=True):
+            part = whole if len(gradient) == len(whole) else whole.chunk(2)[rank]
+            torch.testing.assert_close(gradient, part)
 
 
 # What follows is about the reference's own way of doing it.

@@ -52,6 +52,6 @@ def cs336_backend() -> Backend:
             _other("generate"),
             _other("ddp", "DistributedDataParallel", WIDE),
             _other("fsdp", "FullyShardedDataParallel", ("float32",), FSDP),
-            _other("sharded_optimizer", "ShardedOptimizer", WIDE),
+            _other("sharded_optimizer", "ShardedOptimizer", WIDE, ("state_of_own_parameters",)),
         ),
     )

@@ -9,10 +9,13 @@ from collections import Counter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from cs336_reference.ddp import broadcast_from_first_rank
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import tree_map_only
 
 from cs336_registry.components.fsdp import check, is_sharded
 
@@ -24,14 +27,19 @@ class FullyShardedDataParallel(torch.nn.Module):
         check(module, compute_dtype)
         super().__init__()
         broadcast_from_first_rank([*module.parameters(), *module.buffers()])
+        # By default the mesh is of the accelerator that the machine has, wherever the model is.
+        device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, cast_forward_inputs=True)
         layers = [layer for layer in module.modules() if is_sharded(layer)]
         uses = Counter(layer.weight for layer in layers)
+        for layer in {*layers, module}:
+            layer.register_forward_hook(_without_views)
         for layer in layers:
             if uses[layer.weight] == 1:
-                fully_shard(layer, mp_policy=policy)
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
         # By default the last group stays whole after a forward pass, and with it what `parameters()` gives.
-        self.module = fully_shard(module, mp_policy=policy, reshard_after_forward=True)
+        self.module = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         return self.module(*inputs, **options)
@@ -42,3 +50,11 @@ class FullyShardedDataParallel(torch.nn.Module):
     def gather_full_parameters(self) -> dict[str, Tensor]:
         """The state dict of the whole model under its own names, on every rank; all ranks must call it."""
         return get_model_state_dict(self.module, options=StateDictOptions(full_state_dict=True))
+
+
+def _without_views(layer: torch.nn.Module, inputs: Any, output: Any) -> Any:
+    """Copies of views, for a result as it goes to FSDP2, which hangs the backward gather on it (and warns of views).
+
+    An in-place operation on a view, such as a residual `x += y`, would drop that without a word.
+    """
+    return tree_map_only(Tensor, lambda tensor: tensor.clone() if tensor._is_view() else tensor, output)

@@ -1,9 +1,12 @@
-"""torch.distributed.optim.ZeroRedundancyOptimizer."""
+"""torch.distributed.optim.ZeroRedundancyOptimizer, whose state dict is this rank's own as the contract has it.
+
+Its own state dict is a whole one, for which every rank's states are first sent to one.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ with warnings.catch_warnings():
 
 
 class ShardedOptimizer(ZeroRedundancyOptimizer):
-    """See the contract. State dicts are those of ZeroRedundancyOptimizer: whole, after `consolidate_state_dict()`."""
+    """See the contract. `optim` is the optimizer over this rank's own parameters."""
 
     def __init__(
         self,
@@ -28,3 +31,22 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     ) -> None:
         check(optimizer_cls)
         super().__init__(params, optimizer_cls, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's states under the indices of all parameters."""
+        groups = torch.optim.Optimizer.state_dict(self)["param_groups"]
+        states = {index: self.optim.state.get(parameter) for index, parameter in self._numbered(groups)}
+        return {"state": {index: state for index, state in states.items() if state}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take this rank's states; `state_dict` stays as it is."""
+        super().load_state_dict(state_dict | {"state": dict(state_dict["state"])})
+        for group in self.optim.param_groups:
+            for parameter in group["params"] if group.get("fused") else ():
+                # Fused kernels count on the parameter's device, where PyTorch puts every count on the CPU.
+                state = self.optim.state[parameter]
+                state.update({"step": state["step"].to(parameter.device)} if "step" in state else {})
+
+    def _numbered(self, groups: list[dict[str, Any]]) -> Iterator[tuple[int, Tensor]]:
+        for numbers, group in zip(groups, self.param_groups, strict=True):
+            yield from zip(numbers["params"], group["params"], strict=True)

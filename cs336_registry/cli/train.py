@@ -21,7 +21,9 @@ def train(
 ) -> int:
     """Train as a configuration says, and continue after any interruption.
 
-    Examples: `cs336 train tinystories_17m --set optimizer.lr=3e-4`, `cs336 train my.toml --backend triton`.
+    Examples: `cs336 train tinystories_17m --set optimizer.lr=3e-4`, `cs336 train my.toml --backend triton`. Several
+    processes: `torchrun --nproc-per-node 2 -m cs336_registry.cli train my.toml --set parallel.strategy=fsdp`; the
+    number of processes and the strategy may change between two starts of a run.
 
     Parameters
     ----------
@@ -38,17 +40,23 @@ def train(
     quiet
         Print nothing.
     """
-    from ..pipeline.configuration import load
+    from ..pipeline.one_voice import one_voice
 
-    settings = [*set, *([f"backend={backend}"] if backend is not None else [])]
-    configuration = load(config, settings)
-    from ..pipeline import report, training
-    from ..pipeline.progress import Progress
-    from ..pipeline.run_folder import RunFolder
+    with one_voice():
+        from ..pipeline.configuration import load
 
-    out = out or Path("runs") / configuration.name
-    progress = Progress(quiet=quiet)
-    training.train(configuration, out, resume=resume, progress=progress)
-    page = report.write([out], RunFolder(out).report)
-    progress.say(f"the report is {page}")
+        settings = [*set, *([f"backend={backend}"] if backend is not None else [])]
+        configuration = load(config, settings)
+        from ..pipeline import report, training
+        from ..pipeline.process_group import joined
+        from ..pipeline.progress import Progress
+        from ..pipeline.run_folder import RunFolder
+
+        out = out or Path("runs") / configuration.name
+        progress = Progress(quiet=quiet)
+        with joined(configuration.training.device, configuration.parallel.timeout) as group:
+            training.train(configuration, out, resume=resume, progress=progress)
+        if group.first:
+            page = report.write([out], RunFolder(out).report)
+            progress.say(f"the report is {page}")
     return 0

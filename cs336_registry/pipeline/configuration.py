@@ -170,6 +170,25 @@ class CheckpointConfiguration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfiguration:
+    """How the processes that torchrun starts share the work; one process alone does all of it."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each has the whole model. fsdp: each keeps a part of weights, gradients and optimizer states."""
+    shard_optimizer: bool = False
+    """With ddp: each keeps a part of the optimizer's states (ZeRO, stage 1)."""
+    timeout: Positive = 600.0
+    """Seconds after which a process that waits for another gives up."""
+
+    def problem(self) -> str | None:
+        if self.shard_optimizer and self.strategy == "fsdp":
+            return (
+                'shard_optimizer = true belongs to strategy = "ddp": "fsdp" shards the states anyway, so leave it out'
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """A run. `backend` is a selector, such as "triton,adamw=torch"; without it the active selection decides."""
 
@@ -184,6 +203,7 @@ class Configuration:
     optimizer: OptimizerConfiguration = field(default_factory=OptimizerConfiguration)
     schedule: ScheduleConfiguration = field(default_factory=ScheduleConfiguration)
     training: TrainingConfiguration = field(default_factory=TrainingConfiguration)
+    parallel: ParallelConfiguration = field(default_factory=ParallelConfiguration)
     evaluation: EvaluationConfiguration = field(default_factory=EvaluationConfiguration)
     checkpoint: CheckpointConfiguration = field(default_factory=CheckpointConfiguration)
 
@@ -217,6 +237,7 @@ class Configuration:
 FREE_TO_CHANGE = (
     "name",
     "description",
+    "parallel",
     "evaluation",
     "checkpoint",
     "data.folder",
@@ -265,7 +286,7 @@ def from_dict(content: Mapping[str, Any], origin: str = "configuration") -> Conf
         raise ConfigurationError(f"{origin}: {_describe(error, content)}") from None
     parts = {field.name: getattr(configuration, field.name) for field in dataclasses.fields(configuration)}
     for section, part in {"": configuration, **parts}.items():
-        problem = part.problem() if hasattr(part, "problem") else _not_finite(part)
+        problem = (part.problem() if hasattr(part, "problem") else None) or _not_finite(part)
         if problem:
             raise ConfigurationError(f"{origin}: {section + ': ' if section else ''}{problem}")
     return configuration

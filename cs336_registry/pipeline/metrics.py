@@ -40,6 +40,22 @@ class MetricsLog:
         return self._file.read(1) == b"\n"
 
 
+class SilentLog(MetricsLog):
+    """The log of a process that leaves writing to another."""
+
+    def __init__(self) -> None:
+        """There is no file."""
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        """Another process writes this row."""
+
+    def flush(self, *, sync: bool = False) -> None:
+        """There is nothing to flush."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def read_metrics(path: Path) -> list[Row]:
     """The rows that count, in order of writing."""
     if not path.is_file():

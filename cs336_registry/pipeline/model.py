@@ -53,9 +53,14 @@ def build(configuration: Configuration, transformer_lm: Callable[..., Any], devi
     return model.to(device)
 
 
-def for_training(model: nn.Module, configuration: Configuration) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward pass that training calls: recomputing blocks and compiled, where the configuration says so."""
+def recomputing(model: nn.Module, configuration: Configuration) -> nn.Module:
+    """The model, whose blocks recompute their activations in the backward pass where the configuration says so."""
     if configuration.training.activation_checkpointing:
         for layer in model.get_submodule("layers").children():
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    return torch.compile(model) if configuration.training.compile else model
+    return model
+
+
+def compiled(forward: Callable[..., torch.Tensor], configuration: Configuration) -> Callable[..., torch.Tensor]:
+    """The forward pass that training calls, compiled where the configuration says so."""
+    return torch.compile(forward) if configuration.training.compile else forward

@@ -3,7 +3,10 @@
     summary = train(load("tinystories_17m"), Path("runs/tinystories"))
 
 Before the first step every component is chosen, once. A checkpoint is written before the evaluation of the same step,
-so an evaluation that fails costs nothing. Exactness is bit for bit on the CPU, with as many threads.
+so an evaluation that fails costs nothing. Exactness is bit for bit on the CPU, with as many threads and processes.
+
+Where torchrun started several processes they train together (parallel.py): each takes its rows of every batch, all take
+the same decisions at the same step, and the first one alone prints and writes what is not sharded.
 """
 
 from __future__ import annotations
@@ -11,24 +14,28 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import accounting, generation, model, run_data
-from .checkpoints import Checkpoints
+from . import accounting, generation, model, parallel, process_group, run_data
+from .checkpoints import Checkpoints, State
 from .configuration import Configuration
 from .errors import RunError
 from .evaluation import Evaluation, evaluate
-from .metrics import MetricsLog, of_kind
+from .metrics import MetricsLog, Row, SilentLog, of_kind
+from .parallel import Parallel
+from .process_group import ProcessGroup
 from .progress import Progress, Stage
 from .resolved import Resolved, resolve
 from .run_data import RunData
 from .run_folder import RunFolder
 from .sameness import check_same_run
 from .sampler import Sampler
+from .sharded_checkpoint import WholeTensors
 from .stopping import stop_between_steps
 
 FORMAT = "cs336 run 1"
@@ -50,28 +57,54 @@ def train(configuration: Configuration, out: Path, *, resume: bool = True, progr
 
     Raises MismatchError where the run in `out` is of another configuration, backend or tokenizer, RunError for a loss
     that is no number, a full disk or a locked folder, and FileExistsError for a run that is there with resume=False.
+    In a process group (torch.distributed) every process must call this, and `out` must be one folder for all.
     """
-    progress = progress or Progress()
+    group = process_group.current()
+    check_divisible(configuration, group)
+    progress = progress if group.first and progress else Progress(quiet=not group.first)
     folder = RunFolder(out)
-    if not resume and folder.metrics_path.is_file():
-        raise FileExistsError(f"{out} holds a run: continue it (without --no-resume), or choose another --out")
-    with folder.locked():
-        data = run_data.prepare(configuration, folder.data(configuration.data.folder), progress)
-        return Trainer(configuration, data, folder, progress).run()
+    with ExitStack() as stack:
+
+        def prepare() -> RunData:
+            return run_data.prepare(configuration, folder.data(configuration.data.folder), progress)
+
+        def open_and_prepare() -> RunData:
+            if not resume and folder.metrics_path.is_file():
+                raise FileExistsError(f"{out} holds a run: continue it (without --no-resume), or choose another --out")
+            stack.enter_context(folder.locked())
+            return prepare()
+
+        data = group.prepared(open_and_prepare, prepare)
+        return Trainer(configuration, data, folder, progress, group).run()
+
+
+def check_divisible(configuration: Configuration, group: ProcessGroup) -> None:
+    """Every process needs as many rows as the others, in every part of a batch."""
+    batch, parts = configuration.training.batch_size, configuration.training.gradient_accumulation
+    if batch % (group.world_size * parts):
+        divided = f"{group.world_size} processes" + (f" and gradient_accumulation = {parts}" if parts > 1 else "")
+        raise RunError(
+            f"training.batch_size = {batch} can't be divided among {divided}: set it to a multiple of "
+            f"{group.world_size * parts}, or start another number of processes"
+        )
 
 
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, configuration: Configuration, data: RunData, folder: RunFolder, progress: Progress) -> None:
+    def __init__(
+        self, configuration: Configuration, data: RunData, folder: RunFolder, progress: Progress, group: ProcessGroup
+    ) -> None:
         self.configuration, self.data, self.folder, self.progress = configuration, data, folder, progress
-        training, optimizer = configuration.training, configuration.optimizer
+        self.group = group
+        training = configuration.training
         self.device = model.choose_device(training.device)
         self.components: Resolved = resolve(configuration.backend, self.device)
-        self.model = model.build(configuration, self.components["transformer_lm"], self.device)
-        self.forward = model.for_training(self.model, configuration)
-        self.optimizer = self.components["adamw"](
-            self.model.parameters(), optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay
+        self.strategy = parallel.components_of(configuration, self.device, group)
+        self.model = self._build(self.device)
+        self.accounting = accounting.account(self.model, configuration.model)
+        self.parallel = Parallel(
+            model.recomputing(self.model, configuration), configuration, self.components, self.strategy, group
         )
         self.sampler = Sampler(
             self.components["get_batch"],
@@ -87,8 +120,8 @@ class Trainer:
             self.components["load_checkpoint"],
             keep_last=configuration.checkpoint.keep_last,
             keep_best=configuration.checkpoint.keep_best,
+            group=group,
         )
-        self.accounting = accounting.account(self.model, configuration.model)
         self.token_bytes = data.tokenizer.token_bytes()
         self.token_bytes += [0] * (configuration.model.vocab_size - len(self.token_bytes))
         self.step = 0
@@ -102,11 +135,16 @@ class Trainer:
         """Train to the last step, from the last checkpoint where there is one."""
         self._resume()
         self._start = self._flushed = time.monotonic()
-        self.log = MetricsLog(self.folder.metrics_path)
-        self.log.append("resume", self.step if self.step else -1, threads=torch.get_num_threads())
+        self.log = MetricsLog(self.folder.metrics_path) if self.group.first else SilentLog()
+        threads, processes = torch.get_num_threads(), self.group.world_size
+        self.log.append("resume", self.step if self.step else -1, threads=threads, processes=processes)
         total = self.configuration.training.steps
         try:
-            with self.progress.stage("training", total, "steps", self.step) as stage, stop_between_steps() as stopped:
+            with (
+                self.group.in_contact(self._kept),
+                self.progress.stage("training", total, "steps", self.step) as stage,
+                stop_between_steps() as stopped,
+            ):
                 self._between_steps(stopped)
                 while self.step < total:
                     self._train_step()
@@ -123,21 +161,28 @@ class Trainer:
         """One optimizer step: the batch in parts, clipped, at this step's learning rate."""
         training, clip = self.configuration.training, self.configuration.optimizer.max_gradient_norm
         lr = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        inputs, targets = self.sampler.batch()
+        for parameters in self.parallel.optimizer.param_groups:
+            parameters["lr"] = lr
+        inputs, targets = (self._own_rows(rows) for rows in self.sampler.batch())
         parts = training.gradient_accumulation
         loss = torch.zeros((), device=self.device)
-        for part_inputs, part_targets in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-            with self._autocast():
-                part_loss = self.components["cross_entropy"](self.forward(part_inputs), part_targets) / parts
-            part_loss.backward()
+        for part in range(parts):
+            part_inputs, part_targets = inputs.chunk(parts)[part], targets.chunk(parts)[part]
+            with self.parallel.accumulating(last=part == parts - 1):
+                with self._autocast():
+                    logits = self.parallel.forward(part_inputs)
+                    part_loss = self.components["cross_entropy"](logits, part_targets) / parts
+                part_loss.backward()
             loss += part_loss.detach()
-        norm = self.components["gradient_clipping"](self.model.parameters(), math.inf if clip is None else clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.parallel.finish_gradients()
+        norm = self.parallel.clip(math.inf if clip is None else clip)
+        self.parallel.step()
         self.step += 1
         self._pending.append((self.step, lr, loss, norm))
+
+    def _own_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """This process's rows of what all have drawn, so that the batches are those of one process."""
+        return rows.chunk(self.group.world_size)[self.group.rank]
 
     def _learning_rate(self) -> float:
         lr, schedule = self.configuration.optimizer.lr, self.configuration.schedule
@@ -148,13 +193,14 @@ class Trainer:
     def _between_steps(self, stopped: threading.Event) -> None:
         """Save and evaluate where it is time to; leave, saved, where the process was asked to stop."""
         last = self.step == self.configuration.training.steps
+        stop = self.group.any(stopped.is_set())
         saved = self.step in self.checkpoints.steps()
         due = self.step and (last or self.step % self.configuration.checkpoint.every == 0)
         evaluation_due = last or self.step % self.configuration.evaluation.every == 0
-        if stopped.is_set() or (due and not saved):
+        if stop or (due and not saved):
             self._flush()
             self._save()
-        if stopped.is_set():
+        if stop:
             self.progress.say(f"stopped at step {self.step}; the same command continues from here")
             raise KeyboardInterrupt
         if evaluation_due and not self._evaluated(last):
@@ -178,14 +224,15 @@ class Trainer:
         settings, training = self.configuration.evaluation, self.configuration.training
         with self._autocast():
             self.evaluation = evaluate(
-                self.model,
+                self.parallel.module,
                 self.data.validation.ids,
                 self.token_bytes,
                 self.components["cross_entropy"],
                 context_length=self.configuration.model.context_length,
                 sequences=settings.final_sequences if last else settings.sequences,
-                batch_size=max(1, training.batch_size // training.gradient_accumulation),
+                batch_size=max(1, training.batch_size // training.gradient_accumulation // self.group.world_size),
                 device=self.device,
+                group=self.group,
             )
         found = self.evaluation
         self.log.append("evaluation", self.step, seconds=self._seconds(), **found.to_dict())
@@ -241,12 +288,15 @@ class Trainer:
         """Write the pending steps' rows; RunError for the first loss that is no number."""
         if not self._pending:
             return None
-        losses = torch.stack([loss for _, _, loss, _ in self._pending]).float().tolist()
+        # The mean over the processes, each of which had as many rows.
+        totals = self.group.total(torch.stack([loss for _, _, loss, _ in self._pending]).float())
+        losses = (totals / self.group.world_size).tolist()
         norms = torch.stack([norm for *_, norm in self._pending]).float().tolist()
         now = time.monotonic()
         each = (now - self._flushed) / len(self._pending)
         rate = self.configuration.tokens_per_step / max(each, 1e-9)
         peak = accounting.peak_flops(self.device, self.configuration.training.precision)
+        peak = peak and peak * self.group.world_size
         row = None
         for number, ((step, lr, *_), loss, norm) in enumerate(zip(self._pending, losses, norms, strict=True), start=1):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -264,11 +314,9 @@ class Trainer:
     def _diverged(self, step: int, lr: float, loss: float, norm: float) -> None:
         self.log.append("divergence", step, lr=lr, loss=str(loss), gradient_norm=str(norm))
         self.log.flush(sync=True)
-        steps = self.checkpoints.steps()
-        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written before"
         raise RunError(
-            f"training diverged at step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}; {kept}. "
-            f"Lower optimizer.lr, lengthen schedule.warmup_steps, or lower optimizer.max_gradient_norm"
+            f"training diverged at step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}; "
+            f"{self._kept()}. Lower optimizer.lr, lengthen schedule.warmup_steps, or lower optimizer.max_gradient_norm"
         )
 
     def _save(self) -> None:
@@ -276,7 +324,7 @@ class Trainer:
         self.checkpoints.save(
             self.step,
             self.model,
-            self.optimizer,
+            self.parallel.optimizer,
             {
                 "format": FORMAT,
                 "step": self.step,
@@ -286,30 +334,40 @@ class Trainer:
                 "sampler": self.sampler.state,
                 "seconds": self._seconds(),
                 "threads": torch.get_num_threads(),
+                "processes": self.group.world_size,
                 "best": self.best,
             },
+            None if self.group.alone else self.parallel.tensors(),
         )
         # Writing a checkpoint is not training: it must not lower the next steps' rate.
         self._flushed = time.monotonic()
 
     def _resume(self) -> None:
         """Record the run, or continue it where the last checkpoint is, after checking that it is the same run."""
-        steps = self.checkpoints.steps()
-        if steps:
-            state = self.checkpoints.state(steps[-1])
+        state, metrics = self.group.decided(self._last_saved)
+        if state:
             check_same_run(state, self.configuration, self.components, self.data.tokenizer, self.folder)
-            self.checkpoints.load(steps[-1], self.model, self.optimizer)
+            self._load(state["step"])
             self.step, self._seconds_before = state["step"], state["seconds"]
             self.sampler.state = state["sampler"]
             self.best = tuple(state["best"]) if state["best"] else None
-            if self.device == "cpu":
+            if self.device == "cpu" and state.get("processes", 1) == self.group.world_size:
                 torch.set_num_threads(state["threads"])
             self.progress.say(f"continuing from step {self.step} of {self.configuration.training.steps}")
-        self._known = [row for row in self.folder.metrics() if row["step"] <= self.step] if steps else []
+        self._known = [row for row in metrics if row["step"] <= self.step] if state else []
+        if self.group.first:
+            self._write_record()
+
+    def _write_record(self) -> None:
         self.folder.write_record(
             configuration=self.configuration.to_dict(),
-            decisions={**self.data.tokenizer.metadata.get("decisions", {}), **self.components.decisions},
+            decisions={
+                **self.data.tokenizer.metadata.get("decisions", {}),
+                **self.components.decisions,
+                **self.strategy.decisions,
+            },
             device=self.device,
+            processes=self.group.world_size,
             corpus=self.data.corpus.to_dict(),
             tokenizer=self.data.tokenizer_facts(),
             baselines=self.data.baselines,
@@ -319,6 +377,32 @@ class Trainer:
                 "flops_per_token": self.accounting.flops_per_token,
             },
         )
+
+    def _last_saved(self) -> tuple[State | None, list[Row]]:
+        """What the last checkpoint says beside its tensors, and the metrics, as the first process sees them."""
+        steps = self.checkpoints.steps()
+        return (self.checkpoints.state(steps[-1]), self.folder.metrics()) if steps else (None, [])
+
+    def _load(self, step: int) -> None:
+        """The weights and the optimizer's states, whatever number of processes wrote them."""
+        with self.checkpoints.reading(step):
+            shards = self.checkpoints.shards(step)
+            if shards is not None:
+                self.parallel.load(shards)
+            elif self.group.alone:
+                self.checkpoints.load(step, self.model, self.parallel.optimizer)
+            else:
+                whole = self._build("cpu")
+                optimizer = self.components["adamw"](whole.parameters())
+                self.checkpoints.load(step, whole, optimizer)
+                self.parallel.load(WholeTensors(whole, optimizer))
+
+    def _build(self, device: str) -> torch.nn.Module:
+        return model.build(self.configuration, self.components["transformer_lm"], device)
+
+    def _kept(self) -> str:
+        steps = self.checkpoints.steps()
+        return f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written before"
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.configuration.training.precision == "bfloat16")
