@@ -24,6 +24,9 @@ from .errors import RunError
 PATIENCE = timedelta(days=7)
 """How long the others wait for the first process to make the data: as long as it lives."""
 
+LOST_CONTACT = ("gloo", "Connection closed by peer", "Connection reset by peer", "timeout caused pair closure")
+"""What gloo's errors, which have no type of their own, can be told by."""
+
 Result = TypeVar("Result")
 
 
@@ -98,7 +101,7 @@ class ProcessGroup:
         except RuntimeError as error:
             if self.alone or not lost_contact(error):
                 raise
-            reason = str(error).strip().splitlines()[0].rpartition("] ")[2] or type(error).__name__
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise RunError(
                 f"rank {self.rank} of {self.world_size} lost the other processes ({reason}): one of them ended or "
                 f"hangs, and what it printed says why; {kept()}. Run the same command again to continue"
@@ -158,4 +161,4 @@ def _take_gpu(local_rank: int) -> None:
 
 def lost_contact(error: Exception) -> bool:
     """Whether this is how PyTorch says that another process is gone or silent."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_CONTACT)
