@@ -47,6 +47,12 @@ def piece_finder(pattern: str) -> Callable[[str], Iterable[str]]:
     return re.compile(_PIECES[pattern]).findall if pattern in _PIECES else pretoken_finder(pattern)
 
 
+@lru_cache(maxsize=8)
+def pretokens_of_piece(pattern: str) -> Callable[[str], Iterable[str]]:
+    """The pretokens of such a piece, taken alone. What an unnamed pattern matched may not match without its context."""
+    return pretoken_finder(pattern) if pattern in _PIECES else lambda piece: (piece,)
+
+
 def count_texts(
     texts: Iterable[Iterable[str]], pattern: str, special_tokens: Sequence[str], most_words: int = MOST_WORDS
 ) -> Iterator[WordCounts]:
@@ -103,7 +109,7 @@ class _Pieces(_Words):
     def __init__(self, pattern: str) -> None:
         super().__init__()
         self._find_pieces = piece_finder(pattern)
-        self._find_pretokens = pretoken_finder(pattern) if pattern in _PIECES else lambda piece: (piece,)
+        self._find_pretokens = pretokens_of_piece(pattern)
 
     def add(self, part: str) -> None:
         self.counts.update(self._find_pieces(part))

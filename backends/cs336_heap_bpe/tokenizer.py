@@ -17,12 +17,12 @@ from cs336_registry.components.tokenizer import check, missing_byte, special_ids
 from cs336_registry.text.byte_ranges import byte_ranges
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath, byte_texts, decoded, expand, is_plain, utf8
-from cs336_registry.text.patterns import GPT2_PATTERN, pretoken_finder
+from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.pretokens import safe_chunks
 from cs336_registry.text.special_tokens import special_token_pattern
 from cs336_registry.text.vocab_files import read_merges, read_vocab
 
-from .counting import piece_finder, range_blocks
+from .counting import piece_finder, pretokens_of_piece, range_blocks
 from .workers import check_num_workers, run_in_processes
 
 MOST_PIECES = 1 << 19
@@ -123,7 +123,7 @@ class _Pieces(dict[str, tuple[int, ...]]):
         self._merge_of = {
             (id_of[left], id_of[right]): (rank, id_of[left + right]) for rank, (left, right) in enumerate(merges)
         }
-        self._find_pretokens = pretoken_finder(pattern)
+        self._find_pretokens = pretokens_of_piece(pattern)
         self._pretokens: dict[str, list[int]] = {}
 
     def __missing__(self, piece: str) -> tuple[int, ...]:

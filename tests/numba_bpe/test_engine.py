@@ -41,8 +41,9 @@ from cs336_registry.components import pretoken_counter as counter_contract
 from cs336_registry.text import frequent_words, samples
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.training_cache import TrainingCache, identify
+from tests.fuzzing import PATTERNS, SPECIAL_TOKEN_LISTS, expected_counts, naive_merges
 
-from .fuzzing import PATTERNS, SPECIAL_TOKEN_LISTS, counted, engine_merges, expected_counts, naive_merges
+from .fuzzing import counted, engine_merges
 
 SPECIAL = ["<|endoftext|>", "<|pad|>"]
 
