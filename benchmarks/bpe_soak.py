@@ -1,6 +1,7 @@
 """Training that is killed again and again, and a disk that fills up: the result must be that of an undisturbed run.
 
-    python benchmarks/bpe_soak.py [CORPUS] [--kills 100] [--backends numba_bpe heap_bpe] [--seed 0] [--full-disk FOLDER]
+    python benchmarks/bpe_soak.py [CORPUS] [--words 2000000] [--kills 100] [--backends numba_bpe heap_bpe] [--seed 0]
+        [--full-disk FOLDER]
 
 Each victim trains with a cache, another number of workers, and a checkpoint every few merges; it is killed (SIGKILL)
 after a random part of the time that an undisturbed run takes, and started again until it ends; what it then wrote must
@@ -30,8 +31,11 @@ corpus, backend, workers, cache, every, vocab_size = sys.argv[1:]
 module = importlib.import_module(f"cs336_{backend}.bpe_trainer")
 if backend == "numba_bpe":
     from cs336_numba_bpe import corpus as counting, bpe_trainer as merging
-    counting.SHARD_BYTES = 1 << 20  # so that a kill falls between shards too
+    counting.SHARD_BYTES = 1 << 18  # so that a kill falls between shards too
     merging.SAVING_SHARE = 1e9  # every checkpoint that is due is written
+else:
+    from cs336_heap_bpe import pretoken_counter as counting
+    counting.ONE_PROCESS_BYTES, counting.SMALLEST_SHARD = 0, 1 << 18
 name = {"numba_bpe": "num_threads", "heap_bpe": "num_workers"}[backend]
 options = {name: int(workers), "checkpoint_every": int(every), "cache_dir": cache or None}
 vocab, merges = module.bpe_trainer(corpus, int(vocab_size), ["<|endoftext|>"], **options)
@@ -91,6 +95,9 @@ def soak(corpus: Path, backend: str, kills: int, vocab_size: int, source: random
                     phases[phase(cache / "killed")] += 1
             last = start(corpus, backend, source.choice((1, 2, 3)), str(cache / "killed"), every, vocab_size)
             check(finish(last), expected, f"run {runs} after {phases.total()} kills")
+            left = sorted(path.name for path in (cache / "killed").rglob("shard_*"))
+            if left:
+                raise SystemExit(f"run {runs} left shards behind: {left}")
         print(
             f"{backend}: {phases.total()} kills in {runs} runs, all identical: {dict(sorted(phases.items()))}",
             flush=True,
@@ -128,7 +135,8 @@ def check(found: str, expected: str, when: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", nargs="?", type=Path, help="by default 12 MB of made-up prose")
+    parser.add_argument("corpus", nargs="?", type=Path, help="by default made-up prose")
+    parser.add_argument("--words", type=int, default=2_000_000, help="of the made-up prose, about 6 bytes each")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--vocab-size", type=int, default=1500)
@@ -140,7 +148,7 @@ def main() -> None:
         if options.corpus is None:
             from cs336_registry.text.samples import prose
 
-            corpus.write_text(prose(2_000_000, seed=options.seed, documents=200))
+            corpus.write_text(prose(options.words, seed=options.seed, documents=200))
         for backend in options.backends:
             if options.full_disk is not None:
                 fill_disk(corpus, backend, options.full_disk, options.vocab_size)

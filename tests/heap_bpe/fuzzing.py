@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cs336_heap_bpe import counting, pair_merger
+from cs336_heap_bpe import counting, pair_merger, word_layout
 from cs336_heap_bpe import tokenizer as tokenizer_module
 from cs336_heap_bpe.bpe_trainer import train
 from cs336_heap_bpe.pair_merger import PairMerger
@@ -64,9 +64,10 @@ def check_merging(seed: int) -> None:
     tie_break = source.choice(("greatest_bytes", "smallest_ids"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pair_merger, "FIRST_THRESHOLD_DIVISOR", source.choice((1, 2, 64)))
+        patch.setattr(pair_merger, "FEW", source.choice((0, 3, 48)))
         patch.setattr(pair_merger, "LATER_THRESHOLD_DIVISOR", source.choice((2, 6)))
-        patch.setattr(pair_merger, "MOST_BUCKETS", source.choice((7, 1 << 12)))
-        patch.setattr(pair_merger, "SCAN_BLOCK", source.choice((5, 50, 1 << 21)))
+        patch.setattr(word_layout, "MOST_BUCKETS", source.choice((7, 1 << 12)))
+        patch.setattr(word_layout, "SCAN_BLOCK", source.choice((5, 50, 1 << 21)))
         expected = [merge[:2] for merge in naive_merges(words, num_merges, tie_break)]
         _, merges = train(WordCounts.of(words), 256 + num_merges, (), tie_break)
         assert merges == expected, f"seed {seed}: {tie_break}, {words}"

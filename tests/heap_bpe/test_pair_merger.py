@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cs336_heap_bpe import pair_merger
+from cs336_heap_bpe import pair_merger, word_layout
 from cs336_heap_bpe.bpe_trainer import train
 from cs336_reference.bpe_trainer import train as reference_train
 from hypothesis import given, settings
@@ -28,15 +28,14 @@ TIE_BREAKS = ("greatest_bytes", "smallest_ids")
     counts=st.dictionaries(WORDS, COUNTS, min_size=1, max_size=25),
     merges=st.integers(0, 60),
     tie_break=st.sampled_from(TIE_BREAKS),
-    sizes=st.sampled_from([(1, 2, 7, 5), (64, 6, 1 << 12, 1 << 21), (2, 3, 1 << 10, 50)]),
+    sizes=st.sampled_from([(0, 1, 2, 7, 5), (48, 64, 6, 1 << 12, 1 << 21), (3, 2, 3, 1 << 10, 50)]),
 )
 def test_merges_are_the_reference_s(counts, merges, tie_break, sizes):
     """Whatever the thresholds, the number of buckets and the size of a block are."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in zip(
-            ("FIRST_THRESHOLD_DIVISOR", "LATER_THRESHOLD_DIVISOR", "MOST_BUCKETS", "SCAN_BLOCK"), sizes, strict=True
-        ):
-            patch.setattr(pair_merger, name, size)
+        names = ("FEW", "FIRST_THRESHOLD_DIVISOR", "LATER_THRESHOLD_DIVISOR", "MOST_BUCKETS", "SCAN_BLOCK")
+        for name, size in zip(names, sizes, strict=True):
+            patch.setattr(word_layout if hasattr(word_layout, name) else pair_merger, name, size)
         found = train(WordCounts.of(counts), 257 + merges, ("<|pad|>",), tie_break)
     assert found == reference_train(counts, 257 + merges, ("<|pad|>",), tie_break)
 
@@ -78,6 +77,7 @@ def test_byte_pair_counts():
 def test_every_other_place_of_a_run():
     places = np.array([0, 1, 2, 5, 6, 9, 10, 11, 12])
     assert places[pair_merger._every_other(places, 1)].tolist() == [0, 2, 5, 9, 11]
+    assert pair_merger._every_other_of_few(places.tolist(), 1) == [0, 2, 5, 9, 11]
 
 
 def test_a_merge_that_spells_a_special_token_takes_its_id():
