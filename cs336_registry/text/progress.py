@@ -77,7 +77,7 @@ class Progress:
         now, lines = self._clock(), done * LINES // max(self.total, 1)
         if (lines > self._lines_passed or now - self._last_line >= LINE_EVERY_SECONDS) and done < self.total:
             self._lines_passed, self._last_line = lines, now
-            self._write_line(now)
+            self._write_line()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -89,10 +89,10 @@ class Progress:
             self._stream.write(f"{self.phase}: {self._done:,} {self.unit} in {duration(elapsed)} ({self._rate()})\n")
             self._stream.flush()
 
-    def _write_line(self, now: float) -> None:
+    def _write_line(self) -> None:
         share = self._done / max(self.total, 1)
-        done, elapsed = f"{self._done:,} of {self.total:,} {self.unit}", duration(now - self._start)
-        self._stream.write(f"{self.phase}: {share:.0%} ({done}), {self._note()}, {elapsed} elapsed\n")
+        done = f"{self._done:,} of {self.total:,} {self.unit}"
+        self._stream.write(f"{self.phase}: {share:.0%} ({done}), {self._note()}\n")
         self._stream.flush()
 
     def _rate(self) -> str:
@@ -104,4 +104,5 @@ class Progress:
         elapsed, fresh = self._clock() - self._start, self._done - self._initial
         if fresh <= 0 or elapsed <= 0:
             return "starting"
-        return f"{self._rate()}, {duration((self.total - self._done) * elapsed / fresh)} left"
+        left = duration((self.total - self._done) * elapsed / fresh)
+        return f"{self._rate()}, {left} left, {duration(elapsed)} elapsed"

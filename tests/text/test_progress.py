@@ -62,9 +62,11 @@ def test_a_bar_on_a_terminal():
         def isatty(self):
             return True
 
-    stream = Terminal()
-    with Progress("counting", 10, "bytes", enabled=True, stream=stream) as progress:
+    stream, now = Terminal(), [0.0]
+    with Progress("counting", 10, "bytes", enabled=True, stream=stream, clock=lambda: now[0]) as progress:
         for done in range(11):
+            now[0] += 60
             progress.update(done)
+    assert "bytes/s, 0 s left, 11 min elapsed" in stream.getvalue()
     assert "counting" in stream.getvalue()
     assert "10/10" in stream.getvalue()
