@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .blocks import DTYPES
 from .kernel_list import Kernel
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def python_function(name: str, address: int, kernel: Kernel) -> Callable[..., in
     return call
 
 
-def _array_arguments(array: np.ndarray, dtype: str, dimensions: int) -> list[Any]:
-    if array.dtype.name != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
-        raise TypeError(f"expected a contiguous {dimensions}-D {dtype} array, got {array.ndim}-D {array.dtype}")
-    return [None, None, array.size, array.itemsize, array.ctypes.data, *array.shape, *array.strides]
+def _array_arguments(array: np.ndarray | memoryview, dtype: str, dimensions: int) -> list[Any]:
+    if isinstance(array, memoryview):
+        found, contiguous = DTYPES.get(array.format, array.format), array.c_contiguous
+        size, address = array.nbytes // array.itemsize, ctypes.addressof((ctypes.c_char * 0).from_buffer(array))
+    else:
+        found, contiguous = array.dtype.name, array.flags.c_contiguous
+        size, address = array.size, array.ctypes.data
+    if found != dtype or array.ndim != dimensions or not contiguous:
+        raise TypeError(f"expected a contiguous {dimensions}-D {dtype} array, got {array.ndim}-D {found}")
+    return [None, None, size, array.itemsize, address, *array.shape, *array.strides]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
 
 OTHER, LETTER, NUMBER, WHITE_SPACE = 0, 1, 2, 3
 _PATTERNS = {LETTER: r"\p{L}+", NUMBER: r"\p{N}+", WHITE_SPACE: r"\s+"}
@@ -27,15 +23,13 @@ def build_character_classes() -> bytes:
     return bytes(classes)
 
 
-def load_character_classes(folder: Path) -> np.ndarray:
+def load_character_classes(folder: Path) -> memoryview:
     """The table, kept in `folder` under a name that holds regex's version (which decides the version of Unicode)."""
     from importlib.metadata import version
-
-    import numpy as np
 
     from cs336_registry.text.files import write_bytes
 
     path = folder / f"character_classes_{version('regex')}.bin"
     if not path.is_file() or path.stat().st_size != CODE_POINTS:
         write_bytes(path, build_character_classes())
-    return np.fromfile(path, np.uint8)
+    return memoryview(bytearray(path.read_bytes()))

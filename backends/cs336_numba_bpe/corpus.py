@@ -115,19 +115,24 @@ def count_corpus(
 
             cache.save_word_counts(KeptCounts.of(counts))
         return counts
-    from .kept_counts import load_words, save_words
     from .memory_estimate import Ceiling
     from .word_counter import WordCounter
 
     ceiling = Ceiling(options, merging="merge" in groups, max_tokens=max_tokens)
-    if cache is not None and (words := load_words(cache.load_word_counts())) is not None:
-        ceiling.check(words)
-        return words
+    if cache is not None:
+        from .kept_counts import load_words
+
+        words = load_words(cache.load_word_counts())
+        if words is not None:
+            ceiling.check(words)
+            return words
     counter = WordCounter(COMPILED_PATTERNS[pattern], special_tokens, options)
     ceiling.check_ahead(counter, paths)
     with Progress("counting", size, "bytes", enabled=options.progress) as progress:
         words = counter.count(paths, advance=_adder(progress.update))
     if cache is not None:
+        from .kept_counts import save_words
+
         save_words(cache.save_word_counts, words)
     ceiling.check(words)
     return words

@@ -1,13 +1,13 @@
-"""A table of pretokens and their counts, grown from Python, so that numpy's allocator gives it huge pages."""
+"""A table of pretokens and their counts, grown from Python."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from . import blocks
 from .constants import (
     ARENA_USED,
     DONE,
@@ -22,6 +22,9 @@ from .constants import (
 )
 from .special_token_table import SpecialTokenTable
 
+if TYPE_CHECKING:
+    import numpy as np
+
 ENDS = 4096
 BATCH = 256
 
@@ -31,9 +34,9 @@ class WordCounts:
     """Unique pretokens one after another in `word_bytes` (16 bytes longer than they are), word i from
     word_starts[i]."""
 
-    word_bytes: np.ndarray
-    word_starts: np.ndarray
-    counts: np.ndarray
+    word_bytes: memoryview | np.ndarray
+    word_starts: memoryview | np.ndarray
+    counts: memoryview | np.ndarray
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -51,11 +54,10 @@ class WordCounts:
 
     @classmethod
     def from_dict(cls, counts: dict[bytes, int]) -> WordCounts:
-        lengths = np.fromiter(map(len, counts), np.int64, len(counts))
         return cls(
-            np.frombuffer(b"".join(counts) + bytes(16), np.uint8),
-            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-            np.fromiter(counts.values(), np.int64, len(counts)),
+            memoryview(bytearray(b"".join(counts) + bytes(16))),
+            blocks.of("q", itertools.accumulate(map(len, counts), initial=0)),
+            blocks.of("q", counts.values()),
         )
 
 
@@ -67,21 +69,21 @@ class CountTable:
         kernels: SimpleNamespace,
         pattern: int,
         special_tokens: SpecialTokenTable,
-        classes: np.ndarray,
+        classes: memoryview,
         bits: int = 16,
     ) -> None:
         self.kernels, self.pattern, self.special_tokens, self.classes = kernels, pattern, special_tokens, classes
-        self.scratch = (np.empty(BATCH, np.uint64), np.empty(BATCH, np.uint64), np.empty(BATCH, np.int64))
-        self.ends = np.empty(ENDS, np.int64)
+        self.scratch = (blocks.zeros("Q", BATCH), blocks.zeros("Q", BATCH), blocks.zeros("q", BATCH))
+        self.ends = blocks.zeros("q", ENDS)
         self.clear(bits)
 
     def clear(self, bits: int = 16) -> None:
-        self.table = np.zeros((1 << bits, 4), np.uint64)
-        self.arena = np.empty(1 << 16, np.uint8)
-        self.state = np.zeros(STATE_LENGTH, np.int64)
+        self.table = blocks.zeros("Q", 1 << bits, 4)
+        self.arena = blocks.zeros("B", 1 << 16)
+        self.state = blocks.zeros("q", STATE_LENGTH)
 
     def __len__(self) -> int:
-        return int(self.state[UNIQUE])
+        return self.state[UNIQUE]
 
     @property
     def num_bytes(self) -> int:
@@ -94,7 +96,7 @@ class CountTable:
         slots = len(self.table)
         return 32 * (slots + slots * _growth_factor(slots)) + 2 * self.arena.nbytes
 
-    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+    def __call__(self, text: memoryview, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
         while True:
             start = self.kernels.count_block(
                 text, start, stop, is_last, self.pattern, *self.special_tokens.kernel_arguments, self.classes,
@@ -102,8 +104,8 @@ class CountTable:
             )  # fmt: skip
             status = self.state[STATUS]
             if status in (DONE, NOT_UTF8):
-                return start, bool(status == NOT_UTF8)
-            self.reserve(*((int(self.state[NEEDED]), 0) if status == NEEDS_TABLE else (0, int(self.state[NEEDED]))))
+                return start, status == NOT_UTF8
+            self.reserve(*((self.state[NEEDED], 0) if status == NEEDS_TABLE else (0, self.state[NEEDED])))
 
     def reserve(self, words: int, arena_bytes: int) -> None:
         """Make room for more words and for more bytes of long words."""
@@ -111,30 +113,33 @@ class CountTable:
         while (len(self) + words) * MAX_LOAD_DENOMINATOR > slots * MAX_LOAD_NUMERATOR:
             slots *= _growth_factor(slots)
         if slots > len(self.table):
-            larger = np.zeros((slots, 4), np.uint64)
+            larger = blocks.zeros("Q", slots, 4)
             self.kernels.move_table(self.table, larger)
             self.table = larger
-        used = int(self.state[ARENA_USED])
+        used = self.state[ARENA_USED]
         if used + arena_bytes + 8 > len(self.arena):
-            larger_arena = np.empty(max(2 * len(self.arena), used + arena_bytes + 8), np.uint8)
-            larger_arena[:used] = self.arena[:used]
-            self.arena = larger_arena
+            self.arena = blocks.grown(self.arena, max(2 * len(self.arena), used + arena_bytes + 8), used)
 
     def add(self, other: CountTable) -> None:
-        self.reserve(len(other), int(other.state[ARENA_USED]))
-        self.kernels.add_table(self.table, self.arena, self.state, other.table, other.arena)
+        self.reserve(0, other.state[ARENA_USED])
+        slot = 0
+        while True:
+            slot = self.kernels.add_table(self.table, self.arena, self.state, other.table, other.arena, slot)
+            if slot == len(other.table):
+                return
+            self.reserve(len(self.table), 0)
 
     def add_words(self, words: WordCounts) -> None:
         self.reserve(len(words), words.num_bytes)
         self.kernels.add_words(words.word_bytes, words.word_starts, words.counts, self.table, self.arena, self.state)
 
-    def words(self, *, by_hash: bool = False) -> tuple[WordCounts, np.ndarray]:
+    def words(self, *, by_hash: bool = False) -> tuple[WordCounts, memoryview]:
         """All entries in the table's order, and their hashes where `by_hash` asks for them."""
         num_bytes = self.kernels.total_bytes(self.table)
         words = WordCounts(
-            np.empty(num_bytes + 16, np.uint8), np.empty(len(self) + 1, np.int64), np.empty(len(self), np.int64)
+            blocks.zeros("B", num_bytes + 16), blocks.zeros("q", len(self) + 1), blocks.zeros("q", len(self))
         )
-        hashes = np.empty(len(self) if by_hash else 0, np.uint64)
+        hashes = blocks.zeros("Q", len(self) if by_hash else 0)
         self.kernels.list_words(self.table, self.arena, hashes, words.word_bytes, words.word_starts, words.counts)
         return words, hashes
 

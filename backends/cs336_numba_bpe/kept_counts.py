@@ -22,4 +22,4 @@ def save_words(save: Callable[[KeptCounts], None], words: WordCounts) -> None:
     content = words.words()
     order = sorted(range(len(content)), key=content.__getitem__)
     lengths = np.diff(words.word_starts)[order].astype(np.uint32)
-    save(KeptCounts(b"".join([content[word] for word in order]), lengths, words.counts[order]))
+    save(KeptCounts(b"".join([content[word] for word in order]), lengths, np.asarray(words.counts)[order]))

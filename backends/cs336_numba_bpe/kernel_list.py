@@ -24,7 +24,7 @@ _TOKENS = "uint8[] int64[] int64[] uint64[]"
 _NEIGHBOURS = "int64[] int64[] int64[] int64[] int32[] int32[]"
 _LIST_BYTE_PAIRS = f"{{symbol}}[] int64[] int64[] int64[] {{place}}[] uint64[] int64[] int64[] int64[] {_PAIRS} int64[]"
 _MERGE_PAIRS = (
-    f"int64 {{symbol}}[] int32[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
+    f"int64 {{symbol}}[] int64[] {{place}}[] {_ROWS} {_PAIRS} int64[] int32[] {_TOKENS} {_NEIGHBOURS} "
     f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int64 int32[] int32[]"
 )
 
@@ -43,9 +43,10 @@ def _kernel(module: str, arguments: str) -> Kernel:
 def _merge_kernels(**types: str) -> dict[str, Kernel]:
     symbol = types["symbol"]
     return {
-        "lay_out_words": _kernel("merge_engine", f"uint8[] int64[] int64[] {symbol}[] int32[] int64[] int64"),
-        "count_byte_pairs": _kernel("merge_engine", f"{symbol}[] int32[] int64[] int64[] int64[]"),
-        "list_byte_pairs": _kernel("merge_engine", _LIST_BYTE_PAIRS.format(**types)),
+        "lay_out_words": _kernel(
+            "word_layout", f"uint8[] int64[] int64[] int64[] {symbol}[] int64[] int64[] int64[] int64"
+        ),
+        "list_byte_pairs": _kernel("word_layout", _LIST_BYTE_PAIRS.format(**types)),
         "merge_pairs": _kernel("merge_engine", _MERGE_PAIRS.format(**types)),
     }
 
@@ -57,19 +58,20 @@ GROUPS: dict[str, dict[str, Kernel]] = {
             f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} uint8[] int64[] {_TABLE} {_BATCH}",
         ),
         "move_table": _kernel("count_table", "uint64[][] uint64[][]"),
-        "add_table": _kernel("count_table", f"{_TABLE} uint64[][] uint8[]"),
+        "add_table": _kernel("count_table", f"{_TABLE} uint64[][] uint8[] int64"),
         "add_words": _kernel("count_table", f"uint8[] int64[] int64[] {_TABLE}"),
         "total_bytes": _kernel("count_table", "uint64[][]"),
         "list_words": _kernel("count_table", "uint64[][] uint8[] uint64[] uint8[] int64[] int64[]"),
+        "measure_words": _kernel("word_layout", "int64[] int64[] int64[] int64[]"),
     },
     "merge": {
         **_merge_kernels(symbol="uint16", place="int32"),
-        "move_pairs": _kernel("merge_engine", "uint64[] int32[] uint64[] int32[]"),
+        "move_pairs": _kernel("pair_table", "uint64[] int32[] uint64[] int32[]"),
     },
     # For vocabularies of more than 2**16 tokens, and for corpora whose unique words have 2**31 bytes or more.
     "merge_wide": {
         **_merge_kernels(symbol="int32", place="int64"),
-        "move_pairs": _kernel("merge_engine", "uint64[] int32[] uint64[] int32[]"),
+        "move_pairs": _kernel("pair_table", "uint64[] int32[] uint64[] int32[]"),
     },
     "encode": {
         "put_merges": _kernel("encoder", "int32[] int32[] int32[] int32[] uint64[][]"),

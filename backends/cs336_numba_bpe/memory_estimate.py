@@ -27,10 +27,10 @@ BASE_BYTES = 56 << 20
 """What the process holds without any table: the interpreter, numpy, character classes."""
 BYTES_PER_THREAD = 8 << 20
 """A thread's text buffer, stack and smallest table."""
-BYTES_PER_SYMBOL, BYTES_PER_WIDE_SYMBOL = 40, 60
-"""Of the merge loop, at its highest: a symbol and its word, its places, and the rows of its pairs while they grow."""
-BYTES_PER_WORD = 24
-"""A word's place and count, and its count again in the merge loop."""
+BYTES_PER_SYMBOL, BYTES_PER_WIDE_SYMBOL = 24, 44
+"""Of the merge loop, at its highest: a symbol, and its places while their arena grows."""
+BYTES_PER_WORD = 16
+"""A word's place and count."""
 BYTES_PER_DICTIONARY_ENTRY = 170
 SAMPLE_RANGE_BYTES, SAMPLE_RANGES = 1 << 20, 16
 SAMPLED_FROM_BYTES = 4 * SAMPLE_RANGE_BYTES * SAMPLE_RANGES

@@ -15,10 +15,19 @@ from __future__ import annotations
     APPLIED,
     RESCANS,
     LENGTH,
-) = range(12)
+    FLOOR,
+) = range(13)
 STATE_LENGTH = 16
 
 PAUSED, FINISHED, NEEDS_GROWTH = 0, 1, 2
+MEASURED, NEGATIVE_COUNT, TOO_MANY_BYTES = 0, 1, 2
+HIGHEST = 2**63 - 1
 
 NARROW_SYMBOLS, NARROW_TOKENS = 2**31 - 2**20, 2**16 - 2
 """With this many symbols or tokens, places take 64 bits and symbols 32, instead of 32 and 16."""
+
+BLOCK_SHIFT = 6
+BLOCK = 1 << BLOCK_SHIFT
+"""Symbols of words that occur equally often."""
+TOP_CLASS = 1024
+"""Words that occur less often stand together with those that occur as often."""

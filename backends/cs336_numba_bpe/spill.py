@@ -20,6 +20,7 @@ import numpy as np
 
 from cs336_registry.text.memory import readable, refuse_beyond
 
+from . import blocks
 from .count_table import WordCounts
 from .memory_estimate import BASE_BYTES, BYTES_PER_THREAD, lowest_ceiling
 
@@ -76,8 +77,8 @@ class SpilledRuns:
         self.spilled.append(folder)
         lengths = np.diff(words.word_starts)[order]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        np.save(folder / "hashes.npy", hashes[order])
-        np.save(folder / "counts.npy", words.counts[order])
+        np.save(folder / "hashes.npy", np.asarray(hashes)[order])
+        np.save(folder / "counts.npy", np.asarray(words.counts)[order])
         np.save(folder / "starts.npy", starts)
         with open(folder / "bytes", "wb") as file:
             for first in range(0, len(order), 1 << 16):
@@ -124,9 +125,9 @@ def _read_part(folder: Path, low: int, high: int) -> WordCounts:
 def _concatenate(parts: list[WordCounts]) -> WordCounts:
     starts, offset = [np.zeros(1, np.int64)], 0
     for part in parts:
-        starts.append(part.word_starts[1:] + offset)
+        starts.append(np.asarray(part.word_starts[1:]) + offset)
         offset += part.num_bytes
-    word_bytes = np.empty(offset + 16, np.uint8)
+    word_bytes = blocks.zeros("B", offset + 16)
     offset = 0
     for part in parts:
         word_bytes[offset : offset + part.num_bytes] = part.word_bytes[: part.num_bytes]

@@ -12,15 +12,14 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-import numpy as np
-
+from . import blocks
 from .constants import PADDING
 
 BLOCK_BYTES = 1 << 20
 
 
 class Consumer(Protocol):
-    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+    def __call__(self, text: memoryview, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
         """Take text[start:stop] as far as it is settled; returns (where to go on, whether bytes there are not
         UTF-8)."""
         ...
@@ -31,7 +30,7 @@ class TextBuffer:
 
     def __init__(self, consumer: Consumer, *, always_decode: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
         self.consumer, self.always_decode, self.block_bytes = consumer, always_decode, block_bytes
-        self.array = np.zeros(2 * block_bytes + PADDING, np.uint8)
+        self.array = blocks.zeros("B", 2 * block_bytes + PADDING)
         self.kept = 0
 
     @property
@@ -41,9 +40,7 @@ class TextBuffer:
     def reserve(self, more: int) -> None:
         """Make room for `more` bytes behind those that are kept."""
         if self.kept + more > self.capacity:
-            larger = np.zeros(max(2 * self.capacity, self.kept + more) + PADDING, np.uint8)
-            larger[: self.kept] = self.array[: self.kept]
-            self.array = larger
+            self.array = blocks.grown(self.array, max(2 * self.capacity, self.kept + more) + PADDING, self.kept)
 
     def settle(self, is_last: bool) -> None:
         """Let the consumer take what it can; keep the rest."""
@@ -58,7 +55,7 @@ class TextBuffer:
             position = 0
         rest = self.kept - position
         if rest and position:
-            self.array[:rest] = self.array[position : self.kept].copy()
+            self.array[:rest] = self.array[position : self.kept]
         self.kept = rest
 
     def _replace_invalid(self, position: int, is_last: bool) -> int:
@@ -69,7 +66,7 @@ class TextBuffer:
         content = text.encode() + pending
         self.kept = 0
         self.reserve(len(content))
-        self.array[: len(content)] = np.frombuffer(content, np.uint8)
+        self.array[: len(content)] = content
         self.kept = len(content)
         return len(pending)
 
@@ -81,8 +78,8 @@ class TextBuffer:
             while True:
                 self.reserve(self.block_bytes)
                 wanted = min(self.block_bytes, end - position)
-                view = memoryview(self.array)[self.kept : self.kept + wanted]
-                got = os.preadv(descriptor, [view], position) if wanted else 0
+                block = self.array[self.kept : self.kept + wanted]
+                got = os.preadv(descriptor, [block], position) if wanted else 0
                 position, self.kept = position + got, self.kept + got
                 is_last = position >= end or got == 0
                 self.settle(is_last)
@@ -94,7 +91,7 @@ class TextBuffer:
 
     def append(self, content: bytes) -> None:
         self.reserve(len(content))
-        self.array[self.kept : self.kept + len(content)] = np.frombuffer(content, np.uint8)
+        self.array[self.kept : self.kept + len(content)] = content
         self.kept += len(content)
 
     def read_blocks(self, blocks: Iterable[bytes]) -> Iterator[int]:

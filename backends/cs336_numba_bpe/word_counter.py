@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 from cs336_registry.text.inputs import byte_texts, is_plain
 
@@ -16,11 +17,11 @@ from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
 from .count_table import CountTable, WordCounts
 from .special_token_table import build_special_token_table
-from .spill import SpilledRuns
 from .text_buffer import TextBuffer
 
 if TYPE_CHECKING:
     from .corpus import Options
+    from .spill import SpilledRuns
 
 RANGE_BYTES = 8 << 20
 MIN_RANGE_BYTES = 1 << 20
@@ -70,6 +71,13 @@ class WordCounter:
     def _new_table(self) -> CountTable:
         return CountTable(self.kernels, self.pattern, self.special_tokens, self.classes, FIRST_BITS)
 
+    def _runs(self, num_tables: int) -> AbstractContextManager[SpilledRuns | None]:
+        if self.options.max_ram is None:
+            return nullcontext()
+        from .spill import SpilledRuns
+
+        return SpilledRuns(self.options.max_ram, num_tables, self.options.report)
+
     def _sources(self, paths: Sequence[Path]) -> list[Source]:
         """Byte ranges of plain files, and other files whole, which come first because they can't be shared out."""
         plain = [path for path in paths if is_plain(path) and path.is_file()]
@@ -85,21 +93,18 @@ class WordCounter:
         for source in sources:
             queue.put(source)
         tables = [self._new_table() for _ in range(max(1, min(self.num_threads, len(sources))))]
-        with SpilledRuns(self.options.max_ram, len(tables), self.options.report) as runs:
+        with self._runs(len(tables)) as runs:
 
             def work(table: CountTable) -> None:
                 buffer = TextBuffer(table, always_decode=self.special_tokens.need_decoded_text)
                 while (source := _next(queue)) is not None:
                     for read in _feed(buffer, source):
                         advance(read)
-                        runs.spill_if_full(table)
+                        if runs is not None:
+                            runs.spill_if_full(table)
 
-            if len(tables) == 1:
-                work(tables[0])
-            else:
-                with ThreadPoolExecutor(len(tables)) as pool:
-                    list(pool.map(work, tables))
-            if runs.spilled:
+            in_threads(work, tables)
+            if runs is not None and runs.spilled:
                 for table in tables:
                     runs.spill(table)
                 return runs.merge(tables[0])
@@ -108,6 +113,26 @@ class WordCounter:
             first.add(table)
             table.clear(1)
         return first.words()[0]
+
+
+def in_threads(work: Callable[[Any], None], parts: Sequence[Any]) -> None:
+    """Call `work` on every part at once, and raise what the first one that failed has raised."""
+    errors: list[BaseException] = []
+
+    def call(part: Any) -> None:
+        try:
+            work(part)
+        except BaseException as error:  # raised again by the thread that waits
+            errors.append(error)
+
+    threads = [Thread(target=call, args=(part,)) for part in parts[1:]]
+    for thread in threads:
+        thread.start()
+    call(parts[0])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _next(queue: SimpleQueue[Source]) -> Source | None:

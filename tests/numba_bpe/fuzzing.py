@@ -9,6 +9,7 @@ from pathlib import Path
 import cs336_numba_bpe.corpus
 import cs336_numba_bpe.tokenizer
 import numpy as np
+from cs336_numba_bpe import blocks
 from cs336_numba_bpe.character_classes import load_character_classes
 from cs336_numba_bpe.compile_cache import default_cache_folder, load_kernels
 from cs336_numba_bpe.corpus import COMPILED_PATTERNS
@@ -69,8 +70,8 @@ def check_merging(seed: int) -> None:
     engine = MergeEngine(WordCounts.from_dict(words), 256 + num_merges, tie_break=tie_break, wide=source.random() < 0.3)
     if source.random() < 0.3:
         for name in ("found", "found_left", "found_right", "heap_counts", "heap_rows"):
-            setattr(engine, name, getattr(engine, name)[:2].copy())
-        engine.token_bytes = engine.token_bytes[:256].copy()
+            setattr(engine, name, blocks.zeros(getattr(engine, name).format, 2))
+        engine.token_bytes = blocks.of("B", bytes(range(256)))
     for stop in range(1, num_merges, source.choice((1, 3, 1000))):
         engine.run(stop)
     engine.run(num_merges)

@@ -11,9 +11,10 @@ import re
 import struct
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cs336_numba_bpe import (
     byte_ranges,
@@ -31,9 +32,10 @@ from cs336_numba_bpe.compile_cache import load_kernels, private_folder
 from cs336_numba_bpe.constants import CL100K, GPT2
 from cs336_numba_bpe.count_table import WordCounts
 from cs336_numba_bpe.merge_engine import MergeEngine
+from cs336_numba_bpe.merge_state import FLOOR, NUM_ROWS
 from cs336_numba_bpe.native_image import flatten
 from cs336_numba_bpe.pretoken_counter import pretoken_counter
-from cs336_numba_bpe.small import train_merges
+from cs336_numba_bpe.small import joined, train_merges
 from cs336_numba_bpe.tokenizer import Tokenizer
 
 from cs336_registry.components import bpe_trainer as trainer_contract
@@ -142,10 +144,31 @@ def test_wide_places_give_the_same_merges() -> None:
     engines = [MergeEngine(WordCounts.from_dict(words), 800, wide=wide) for wide in (False, True)]
     for engine in engines:
         engine.run(544)
-    assert engines[1].arena.dtype == np.int64 and engines[1].symbols.dtype == np.int32
+    assert (engines[1].arena.format, engines[1].symbols.format) == ("q", "i")
     assert MergeEngine(WordCounts.from_dict(words), 70_000).wide, "ids beyond 16 bits need wide symbols"
     assert engine_merges(engines[0]) == engine_merges(engines[1])
     assert [merge[:2] for merge in engine_merges(engines[0])] == train_merges(words, 544, "greatest_bytes")
+
+
+def test_rare_pairs_are_dropped_without_changing_a_merge() -> None:
+    """Where there are more words than merges, pairs that are too rare get no row, though `all_pairs` keeps them."""
+    words, num_merges = expected_counts(samples.prose(5000, seed=9).encode(), (), GPT2_PATTERN), 100
+    dropping, keeping = (
+        MergeEngine(WordCounts.from_dict(words), 256 + num_merges, all_pairs=all_pairs) for all_pairs in (False, True)
+    )
+    for engine in (dropping, keeping):
+        engine.run(num_merges)
+    assert engine_merges(dropping) == engine_merges(keeping) == naive_merges(words, num_merges, "greatest_bytes")
+    assert 1 < dropping.state[FLOOR] <= dropping.merge_count[num_merges - 1]
+    assert dropping.state[NUM_ROWS] < keeping.state[NUM_ROWS]
+    tokens, pairs = keeping.tokens(), Counter()
+    for word, count in words.items():
+        ids = list(word)
+        for result, (left, right, _) in enumerate(keeping.merge_rows(), 256):
+            ids = joined(ids, (left, right), result)
+        for left, right in pairwise(ids):
+            pairs[tokens[left], tokens[right]] += count
+    assert {pair: keeping.pair_count(*pair) for pair in pairs} == pairs
 
 
 def test_spilled_counts_are_the_same(
@@ -301,7 +324,7 @@ def test_importing_compiles_nothing_and_loads_no_numba() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_running_needs_no_numba_once_compiled(prose: Path) -> None:
+def test_training_needs_neither_numba_nor_numpy_once_compiled(prose: Path) -> None:
     compile_cache.warmup()
     program = (
         "import sys\n"
@@ -309,7 +332,7 @@ def test_running_needs_no_numba_once_compiled(prose: Path) -> None:
         "corpus.WARM_BYTES = 0\n"
         "from cs336_numba_bpe.bpe_trainer import bpe_trainer\n"
         "bpe_trainer(sys.argv[1], 400)\n"
-        "assert 'numpy' in sys.modules and not {'numba', 'llvmlite', 'torch'} & set(sys.modules)"
+        "assert not {'numba', 'llvmlite', 'torch', 'numpy'} & set(sys.modules), set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(prose)], check=True)
 
@@ -341,7 +364,8 @@ def test_object_code_that_is_no_image_is_linked(tmp_path: Path, monkeypatch: pyt
     assert len(said) == 2, "kept object code was compiled again"
     expected.run(244)
     for loaded in kernels:
-        monkeypatch.setattr(merge_engine, "load_kernels", lambda group, announce, loaded=loaded: loaded)
+        compiled = {"merge_wide": loaded, "count": load_kernels("count")}
+        monkeypatch.setattr(merge_engine, "load_kernels", lambda group, compiled=compiled, **options: compiled[group])
         engine = MergeEngine(WordCounts.from_dict(words), 500, wide=True)
         engine.run(244)
         assert engine_merges(engine) == engine_merges(expected)

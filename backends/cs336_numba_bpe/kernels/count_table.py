@@ -272,10 +272,17 @@ def move_table(table, larger):
 
 
 @kernel
-def add_table(table, arena, state, other_table, other_arena):
-    """Add the counts of another table. `table` and `arena` must have room for all of it."""
+def add_table(table, arena, state, other_table, other_arena, first):
+    """Add the counts of another table's slots from `first` on, for whose long words `arena` must have room.
+
+    Returns the slot to go on with, which is the last one's successor where all is done: 7/8 of `table` may be taken,
+    since words that both tables have would make any estimate too high.
+    """
     arena_address, other_address, table_address = address_of(arena), address_of(other_arena), address_of(table)
-    for slot in range(other_table.shape[0]):
+    most = table.shape[0] // 8 * 7
+    for slot in range(first, other_table.shape[0]):
+        if state[UNIQUE] >= most:
+            return slot
         ahead = slot + 16
         if ahead < other_table.shape[0] and other_table[ahead, KEY_1] != ZERO:
             prefetch(table_address, slot_of(other_table[ahead, KEY_0], other_table[ahead, KEY_1], table) * 32)
@@ -292,7 +299,7 @@ def add_table(table, arena, state, other_table, other_arena):
                 table[target, KEY_0], table[target, KEY_1] = key_0, key_1
                 state[UNIQUE] += 1
             table[target, COUNT] += other_table[slot, COUNT]
-    return 0
+    return other_table.shape[0]
 
 
 @kernel

@@ -51,7 +51,7 @@ from .count_table import (
     slot_of,
 )
 from .intrinsics import helper, kernel, load_byte, store_uint16, store_uint32, store_word
-from .merge_engine import LOW_HALF, NO_KEY, pair_key, pair_slot
+from .pair_table import LOW_HALF, NO_KEY, pair_key, pair_slot
 from .scanner import ZERO
 from .text_pieces import last_safe_cut, next_special_token
 

@@ -1,13 +1,16 @@
 """The merge loop over flat arrays.
 
-`symbols` holds all words of two bytes or more, one symbol per byte, with separators between them (the greatest number
-of its type; the next lower one marks bytes inside tokens). A token of several bytes has its id on its first and on its
-last byte, so both neighbours are found from token lengths alone. `word_ids` gives each byte's word, `word_counts` each
-word's count.
+`symbols` holds all words, one symbol per byte (`word_layout.py`); two numbers above all ids stand for the separators
+between words and for bytes inside tokens. A token of several bytes has its id on its first and on its last byte, so
+both neighbours are found from token lengths alone. `block_counts` tells how often the words of a block occur.
 
 A pair (a row of the row arrays) has an exact count and a list of places where it was seen. All places of a pair
 appear in the very merge that made its newer token, so its list is written once, in order; a place that has become
 stale is recognised by its symbols.
+
+For the same reason a pair's count never rises, and pairs that are made with a count below state[FLOOR] are dropped at
+once. If N words occur F times or more, the first N merges all join pairs that occur F times or more: a merge makes one
+token, so before the N-th one of those words is not yet whole, and every pair inside it occurs as often as it does.
 
 No merge can make bytes that an earlier merge made. Take any stretch of text whose borders no token crosses. By
 induction over the merges, its inside is tokenised as if it stood alone: a left-to-right pass that does not cross the
@@ -26,7 +29,9 @@ from numba import int64, uint64
 from ..merge_state import (
     APPLIED,
     ARENA_USED,
+    BLOCK_SHIFT,
     FINISHED,
+    FLOOR,
     HEAP_SIZE,
     LENGTH,
     MERGES_DONE,
@@ -42,66 +47,14 @@ from ..merge_state import (
 )
 from .count_table import address_of
 from .intrinsics import helper, kernel, prefetch
+from .pair_table import find_row, left_of, pair_key, put_row, right_of
 
-NO_KEY = uint64(0xFFFFFFFFFFFFFFFF)
-LOW_HALF = uint64(0xFFFFFFFF)
-MULTIPLIER = uint64(0x9E3779B97F4A7C15)
-BYTE_PAIRS = 65536
 FIRST_THRESHOLD_SHARE = 16
 """The heap is filled with pairs that occur at least a sixteenth as often as the most frequent one."""
-
-
-@helper
-def pair_key(left, right):
-    return (uint64(left) << uint64(32)) | uint64(right)
-
-
-@helper
-def left_of(key):
-    return int64(key >> uint64(32))
-
-
-@helper
-def right_of(key):
-    return int64(key & LOW_HALF)
-
-
-@helper
-def pair_slot(key, keys):
-    digest = key * MULTIPLIER
-    return int64((digest ^ (digest >> uint64(32))) & uint64(keys.shape[0] - 1))
-
-
-@kernel
-def find_row(key, keys, rows):
-    """The row of a pair, or -1."""
-    mask = keys.shape[0] - 1
-    slot = pair_slot(key, keys)
-    while True:
-        if keys[slot] == key:
-            return int64(rows[slot])
-        if keys[slot] == NO_KEY:
-            return -1
-        slot = (slot + 1) & mask
-
-
-@helper
-def put_row(key, row, keys, rows):
-    mask = keys.shape[0] - 1
-    slot = pair_slot(key, keys)
-    while keys[slot] != NO_KEY:
-        slot = (slot + 1) & mask
-    keys[slot] = key
-    rows[slot] = row
-
-
-@kernel
-def move_pairs(keys, rows, larger_keys, larger_rows):
-    """Put every pair into larger arrays, whose keys are all NO_KEY."""
-    for slot in range(keys.shape[0]):
-        if keys[slot] != NO_KEY:
-            put_row(keys[slot], rows[slot], larger_keys, larger_rows)
-    return 0
+BATCH = 128
+"""Places that are looked at together: first all are tested, so that no branch depends on the outcome, then those that
+are not stale are merged."""
+PREFETCH_DISTANCE = 24
 
 
 @helper
@@ -179,78 +132,10 @@ def heap_replace_top(
 
 
 @kernel
-def lay_out_words(word_bytes, word_starts, counts, symbols, word_ids, word_counts, separator):
-    """Write words of two bytes or more as symbols; returns how many symbols there are."""
-    used, word = 1, 0
-    symbols[0], word_ids[0] = separator, 0
-    for index in range(counts.shape[0]):
-        start, stop = word_starts[index], word_starts[index + 1]
-        if stop - start < 2:
-            continue
-        word_counts[word] = counts[index]
-        for position in range(start, stop):
-            symbols[used], word_ids[used] = word_bytes[position], word
-            used += 1
-        symbols[used], word_ids[used] = separator, word
-        used += 1
-        word += 1
-    return used
-
-
-@kernel
-def count_byte_pairs(symbols, word_ids, word_counts, pair_counts, pair_places):
-    """Add up the count and the number of places of each of the 65,536 byte pairs."""
-    for position in range(symbols.shape[0] - 1):
-        left, right = int64(symbols[position]), int64(symbols[position + 1])
-        if left < 256 and right < 256:
-            pair = (left << 8) | right
-            pair_counts[pair] += word_counts[word_ids[position]]
-            pair_places[pair] += 1
-    return 0
-
-
-@kernel
-def list_byte_pairs(
-    symbols,
-    pair_counts,
-    pair_places,
-    next_place,
-    arena,
-    row_keys,
-    row_counts,
-    row_starts,
-    row_lengths,
-    keys,
-    rows,
-    state,
-):
-    """Make a row for each byte pair and list its places in the arena. `next_place` is scratch for 65,536 numbers."""
-    used = num_rows = 0
-    for pair in range(BYTE_PAIRS):
-        next_place[pair] = used
-        if pair_places[pair] > 0:
-            key = pair_key(pair >> 8, pair & 255)
-            row_keys[num_rows], row_counts[num_rows] = key, pair_counts[pair]
-            row_starts[num_rows], row_lengths[num_rows] = used, pair_places[pair]
-            put_row(key, num_rows, keys, rows)
-            num_rows += 1
-            used += pair_places[pair]
-    for position in range(symbols.shape[0] - 1):
-        left, right = int64(symbols[position]), int64(symbols[position + 1])
-        if left < 256 and right < 256:
-            pair = (left << 8) | right
-            arena[next_place[pair]] = position
-            next_place[pair] += 1
-    state[NUM_ROWS], state[PAIR_KEYS_USED], state[ARENA_USED] = num_rows, num_rows, used
-    return 0
-
-
-@kernel
 def merge_pairs(
     stop_at,
     symbols,
-    word_ids,
-    word_counts,
+    block_counts,
     arena,
     row_keys,
     row_counts,
@@ -289,7 +174,7 @@ def merge_pairs(
     the places of the next merge (or for the heap's entries) and state[LENGTH] is the new token's length.
     """
     inside = separator - 1
-    symbols_address, word_ids_address = address_of(symbols), address_of(word_ids)
+    symbols_address = address_of(symbols)
     while state[MERGES_DONE] < stop_at:
         row = int64(-1)
         if state[MERGES_DONE] < forced_left.shape[0]:
@@ -299,12 +184,12 @@ def merge_pairs(
                 return FINISHED
         while row < 0:
             if state[HEAP_SIZE] == 0:
-                if state[THRESHOLD] <= 1:
+                if state[THRESHOLD] <= state[FLOOR]:
                     return FINISHED
                 highest = int64(0)
                 for index in range(state[NUM_ROWS]):
                     highest = max(highest, row_counts[index])
-                threshold = max(1, min(state[THRESHOLD] // 4, highest // FIRST_THRESHOLD_SHARE))
+                threshold = max(state[FLOOR], min(state[THRESHOLD] // 4, highest // FIRST_THRESHOLD_SHARE))
                 candidates = 0
                 for index in range(state[NUM_ROWS]):
                     if row_counts[index] >= threshold:
@@ -345,7 +230,7 @@ def merge_pairs(
         neighbours = min(2 * num_places, 2 * state[NUM_TOKENS]) + 4
         if (
             num_places > found.shape[0]
-            or state[ARENA_USED] + 2 * num_places > arena.shape[0]
+            or state[ARENA_USED] + 3 * num_places > arena.shape[0]
             or state[NUM_ROWS] + neighbours > row_keys.shape[0]
             or 2 * (state[PAIR_KEYS_USED] + neighbours) > keys.shape[0]
             or state[HEAP_SIZE] + neighbours > heap_counts.shape[0]
@@ -379,28 +264,29 @@ def merge_pairs(
         num_found = num_left = num_right = 0
         twice = int64(0)
         places_stop = row_starts[row] + num_places
-        for place in range(row_starts[row], places_stop):
-            if place + 12 < places_stop:
-                coming = int64(arena[place + 12])
-                prefetch(symbols_address, coming * symbols.itemsize)
-                prefetch(word_ids_address, coming * word_ids.itemsize)
-            position = int64(arena[place])
-            if symbols[position] != left:
-                continue
-            second = position + left_length
-            if symbols[second] != right:
-                continue
-            count = word_counts[word_ids[position]]
-            end = second + right_length
-            before, after = int64(symbols[position - 1]), int64(symbols[end])
-            if left_length > 1:
-                symbols[second - 1] = inside
-            symbols[second] = inside
-            symbols[position] = result
-            symbols[end - 1] = result
-            found[num_found], found_left[num_found], found_right[num_found] = position, before, after
-            num_found += 1
-            if before < inside:
+        for first in range(row_starts[row], places_stop, BATCH):
+            num_candidates = num_found
+            for place in range(first, min(first + BATCH, places_stop)):
+                if place + PREFETCH_DISTANCE < places_stop:
+                    prefetch(symbols_address, int64(arena[place + PREFETCH_DISTANCE]) * symbols.itemsize)
+                position = int64(arena[place])
+                found[num_candidates] = position
+                num_candidates += int64((symbols[position] == left) & (symbols[position + left_length] == right))
+            for candidate in range(num_found, num_candidates):
+                position = int64(found[candidate])
+                second = position + left_length
+                if left == right and (symbols[position] != left or symbols[second] != right):
+                    continue
+                count = block_counts[position >> BLOCK_SHIFT]
+                end = second + right_length
+                before, after = int64(symbols[position - 1]), int64(symbols[end])
+                if left_length > 1:
+                    symbols[second - 1] = inside
+                symbols[second] = inside
+                symbols[position] = result
+                symbols[end - 1] = result
+                found[num_found], found_left[num_found], found_right[num_found] = position, before, after
+                num_found += 1
                 if left_places[before] == 0:
                     left_tokens[num_left] = before
                     num_left += 1
@@ -408,7 +294,6 @@ def merge_pairs(
                 left_counts[before] += count
                 if before == result:
                     twice += count
-            if after < inside:
                 if right_places[after] == 0:
                     right_tokens[num_right] = after
                     num_right += 1
@@ -431,42 +316,47 @@ def merge_pairs(
                 row_counts[changed] -= right_counts[after]
 
         # New pairs: (neighbour, result), then (result, neighbour). Where two merged places touch, the second saw the
-        # result in front of it and the first saw `left` behind it, which has gone since: those are taken off again.
+        # result in front of it and the first saw `left` behind it, which has gone since: those are taken off again. The
+        # places of dropped pairs, and of separators as neighbours, overwrite one another at the arena's end.
+        dropped = arena.shape[0] - num_places
         for side in range(2):
             for index in range(num_left if side == 0 else num_right):
-                row = state[NUM_ROWS]
-                state[NUM_ROWS] += 1
-                row_starts[row] = state[ARENA_USED]
                 if side == 0:
                     neighbour = int64(left_tokens[index])
-                    row_keys[row] = pair_key(neighbour, result)
-                    row_lengths[row], row_counts[row] = left_places[neighbour], left_counts[neighbour]
+                    key, places, count = pair_key(neighbour, result), left_places[neighbour], left_counts[neighbour]
                     left_counts[neighbour] = 0
-                    left_places[neighbour] = state[ARENA_USED]
+                    is_kept = neighbour != separator and count >= state[FLOOR]
+                    left_places[neighbour] = state[ARENA_USED] if is_kept else dropped
                 else:
                     neighbour = int64(right_tokens[index])
-                    row_keys[row] = pair_key(result, neighbour)
-                    row_lengths[row], row_counts[row] = right_places[neighbour], right_counts[neighbour]
-                    right_counts[neighbour] = 0
-                    right_places[neighbour] = state[ARENA_USED]
+                    key, places, count = pair_key(result, neighbour), right_places[neighbour], right_counts[neighbour]
                     if neighbour == left:
-                        row_counts[row] -= twice
-                state[ARENA_USED] += row_lengths[row]
-                put_row(row_keys[row], row, keys, rows)
+                        count -= twice
+                    right_counts[neighbour] = 0
+                    is_kept = neighbour != separator and count >= state[FLOOR]
+                    right_places[neighbour] = state[ARENA_USED] if is_kept else dropped
+                if not is_kept:
+                    continue
+                row = state[NUM_ROWS]
+                state[NUM_ROWS] += 1
+                row_keys[row], row_counts[row] = key, count
+                row_starts[row], row_lengths[row] = state[ARENA_USED], places
+                state[ARENA_USED] += places
+                put_row(key, row, keys, rows)
                 state[PAIR_KEYS_USED] += 1
-                if row_counts[row] >= state[THRESHOLD]:
+                if count >= state[THRESHOLD]:
                     state[HEAP_SIZE] = heap_push(
-                        row_counts[row], row, state[HEAP_SIZE], heap_counts, heap_rows, row_keys,
+                        count, row, state[HEAP_SIZE], heap_counts, heap_rows, row_keys,
                         token_order, token_starts, token_lengths, token_bytes,
                     )  # fmt: skip
         for index in range(num_found):
             before, after = int64(found_left[index]), int64(found_right[index])
-            if before < inside:
-                arena[left_places[before]] = found[index] - token_lengths[before]
-                left_places[before] += 1
-            if after < inside:
-                arena[right_places[after]] = found[index]
-                right_places[after] += 1
+            place = left_places[before]
+            arena[place] = found[index] - token_lengths[before]
+            left_places[before] = place + 1
+            place = right_places[after]
+            arena[place] = found[index]
+            right_places[after] = place + 1
         for index in range(num_left):
             left_places[left_tokens[index]] = 0
         for index in range(num_right):
