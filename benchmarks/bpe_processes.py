@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,10 +20,15 @@ SEPARATOR = b"<|endoftext|>"
 
 
 def measure(python: str, arguments: list[str], timeout: float) -> dict[str, Any]:
-    """Wall seconds, processor seconds and peak resident memory (MiB) of one process, with what its last line says."""
+    """Wall seconds, processor seconds and peak resident memory (MiB) of one process, with what its last line says.
+
+    Bytecode is kept from one process to the next, as it is after installing, also where the caller has turned that off.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), f"cs336_bytecode_{os.getuid()}")
     command = [python, str(FOLDER / "bpe_peers.py"), *arguments]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert process.stdout is not None
     stopper = threading.Timer(timeout, process.kill)
     stopper.start()
@@ -53,8 +59,8 @@ def machine() -> dict[str, Any]:
                 model = line.split(":", 1)[1].strip()
                 break
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "processor": model,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

@@ -3,10 +3,11 @@
     python benchmarks/bpe_training.py CORPUS... [--vocab-sizes 10000 32000] [--sizes 1 10 100 1000] [--rounds 3]
         [--peers numba_bpe gigatoken ...] [--peers-python /path/to/python] [--timeout 1200]
 
-Process wall time (start-up included), processor time and peak resident memory are measured from outside. Which merges
-agree is stated with every row: those of the backends here must be equal to one another; peers are held against
-`numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with both counts. Rows are
-appended to results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
+Process wall time (start-up included, bytecode and kernels compiled before) and peak resident memory are measured from
+outside. What the merges agree with is stated in every row: those of the backends here must be equal to one another;
+peers are held against `numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with
+both counts. A row has the medians of one run and the seconds of `numba_bpe` in the same run. Rows are appended to
+results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_peers import TRAINERS
-from bpe_processes import RESULTS, SEPARATOR, append_rows, machine, measure, slice_of
+from bpe_processes import MIB, RESULTS, SEPARATOR, append_rows, machine, measure, slice_of
 
 NAME = "bpe_training"
 OWN = ("numba_bpe", "heap_bpe", "reference")
@@ -58,7 +59,7 @@ def counts_after(text: Path, merges: list[tuple[bytes, bytes]], pairs: list[tupl
     from cs336_numba_bpe.pretoken_counter import pretoken_counter
 
     words = WordCounts.from_dict(pretoken_counter(text, [SEPARATOR.decode()]))
-    engine = MergeEngine(words, 256 + len(merges))
+    engine = MergeEngine(words, 256 + len(merges), all_pairs=True)
     engine.replay(merges)
     return [engine.pair_count(*pair) for pair in pairs]
 
@@ -75,87 +76,90 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        for corpus in options.corpora[:1]:
+            start_once(slice_of(corpus, 1_000_000, folder), folder, options)
         for corpus in options.corpora:
-            for size in options.sizes or [corpus.stat().st_size / 1e6]:
-                text = corpus if options.sizes is None else slice_of(corpus, int(size * 1e6), folder)
+            for size in options.sizes or [None]:
+                text = corpus if size is None else slice_of(corpus, int(size * 1e6), folder)
+                label = corpus.stem if size is None else f"{corpus.stem} {size:g} MB"
                 for vocab_size in options.vocab_sizes:
-                    compare(text, corpus.stem, vocab_size, folder, options)
-    table(RESULTS / f"{NAME}.jsonl")
-    picture(RESULTS / f"{NAME}.jsonl", RESULTS / f"{NAME}.png")
+                    compare(text, {"corpus": label, "text": corpus.stem}, vocab_size, folder, options)
+    rows = [json.loads(line) for line in (RESULTS / f"{NAME}.jsonl").read_text().splitlines()]
+    picture([row for row in rows if "error" not in row], RESULTS / f"{NAME}.png")
 
 
-def compare(text: Path, corpus: str, vocab_size: int, folder: Path, options: argparse.Namespace) -> None:
-    rows: list[dict[str, Any]] = []
-    common = machine() | {"corpus": corpus, "bytes": text.stat().st_size, "vocab_size": vocab_size}
-    for round_number in range(options.rounds):
+def start_once(text: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Every library compiles its bytecode and kernels, as an installed one has done, before anything is measured."""
+    for peer in options.peers:
+        measure(options.peers_python, ["train", peer, str(text), "300", str(folder / "start.txt")], options.timeout)
+
+
+def compare(text: Path, corpus: dict[str, str], vocab_size: int, folder: Path, options: argparse.Namespace) -> None:
+    """Append one row for each peer: medians over the rounds, and what the merges were held against."""
+    runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in options.peers}
+    for _ in range(options.rounds):
         for peer in options.peers:
             out = folder / f"merges_{peer}.txt"
-            row = measure(options.peers_python, ["train", peer, str(text), str(vocab_size), str(out)], options.timeout)
-            rows.append(common | {"round": round_number, "peer": peer} | row)
-            print(f"{corpus} {text.stat().st_size / 1e6:.0f} MB, {vocab_size}, {peer}: {row}", flush=True)
-    expected = {
-        True: read_merges(folder / "merges_numba_bpe.txt"),
-        False: read_merges(folder / f"merges_{REFERENCE}.txt"),
-    }
-    for row in rows:
-        own = row["peer"] in OWN
-        if expected[own] and "error" not in row:
-            found = read_merges(folder / f"merges_{row['peer']}.txt")
-            row["merges_against"] = "numba_bpe" if own else REFERENCE
-            row["agreement"] = agreement(found, expected[own], text)
+            run = measure(options.peers_python, ["train", peer, str(text), str(vocab_size), str(out)], options.timeout)
+            runs[peer].append(run)
+            print(f"{corpus['corpus']}, {vocab_size}, {peer}: {run}", flush=True)
+    common = {"benchmark": NAME} | machine() | corpus | {"bytes": text.stat().st_size, "vocab_size": vocab_size}
+    own_seconds = median(runs.get("numba_bpe", []), "wall_seconds")
+    rows: list[dict[str, Any]] = []
+    for peer, measured in runs.items():
+        failed = [run["error"] for run in measured if "error" in run]
+        if failed:
+            rows.append(common | {"backend": peer, "error": failed[0]})
+            continue
+        expected = "numba_bpe" if peer in OWN else REFERENCE
+        found, right = (read_merges(folder / f"merges_{name}.txt") for name in (peer, expected))
+        rows.append(
+            common
+            | {
+                "backend": peer,
+                "version": measured[-1]["version"],
+                "seconds": median(measured, "wall_seconds"),
+                "all_seconds": [run["wall_seconds"] for run in measured],
+                "numba_bpe_seconds": own_seconds,
+                "processor_seconds": median(measured, "processor_seconds"),
+                "peak_memory": int(max(run["peak_mib"] for run in measured) * MIB),
+                "phases": measured[-1]["phases"],
+                "result": f"{agreement(found, right, text)}, held against {expected}" if right else "",
+            }
+        )
     append_rows(NAME, rows)
 
 
-def medians(path: Path) -> dict[tuple[str, int, int, str], dict[str, Any]]:
-    """The median of each figure over the rounds of the last commit that measured it."""
-    groups: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        if "error" not in row:
-            groups.setdefault((row["corpus"], row["bytes"], row["vocab_size"], row["peer"]), []).append(row)
-    found = {}
-    for key, rows in sorted(groups.items()):
-        latest = [row for row in rows if row["commit"] == rows[-1]["commit"]]
-        figures = ("wall_seconds", "processor_seconds", "peak_mib")
-        found[key] = {name: statistics.median(row[name] for row in latest) for name in figures}
-        found[key] |= {"rounds": len(latest), "agreement": latest[-1].get("agreement", ""), "load": latest[-1]["load"]}
-    return found
+def median(runs: list[dict[str, Any]], figure: str) -> float | None:
+    values = [run[figure] for run in runs if "error" not in run]
+    return round(statistics.median(values), 3) if values else None
 
 
-def table(path: Path) -> None:
-    """Print the medians as a Markdown table."""
-    print("| corpus | MB | vocab | library | wall s | processor s | peak MiB | merges |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (corpus, num_bytes, vocab_size, peer), row in medians(path).items():
-        print(
-            f"| {corpus} | {num_bytes / 1e6:.0f} | {vocab_size} | {peer} | {row['wall_seconds']:.2f} | "
-            f"{row['processor_seconds']:.2f} | {row['peak_mib']:.0f} | {row['agreement']} |"
-        )
-
-
-def picture(path: Path, target: Path) -> None:
+def picture(rows: list[dict[str, Any]], target: Path) -> None:
     """Time and memory against the size of the text, a line for each library, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = medians(path)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    largest_vocab = max(vocab_size for _, _, vocab_size, _ in found)
-    lines: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
-    for (corpus, num_bytes, vocab_size, peer), row in found.items():
-        if vocab_size == largest_vocab:
-            lines.setdefault((peer, corpus), []).append((num_bytes, row))
-    for (peer, corpus), points in sorted(lines.items()):
-        megabytes = [num_bytes / 1e6 for num_bytes, _ in points]
-        for axis, figure_name in zip(axes, ("wall_seconds", "peak_mib"), strict=True):
-            axis.plot(megabytes, [row[figure_name] for _, row in points], marker="o", label=f"{peer}, {corpus}")
-    for axis, label in zip(axes, ("process wall time (s)", "peak resident memory (MiB)"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel=label)
+    largest_vocab = max(row["vocab_size"] for row in rows)
+    lines: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        if row["vocab_size"] == largest_vocab and row["backend"] != REFERENCE:
+            lines.setdefault(f"{row['backend']}, {row['text']}", {})[row["bytes"]] = row
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    colours = {peer: f"C{place}" for place, peer in enumerate(TRAINERS)}
+    for label, points in sorted(lines.items()):
+        peer, text = label.split(", ")
+        style = {"color": colours[peer], "marker": "o", "linestyle": "-" if text == "mixed" else "--", "label": label}
+        sizes = sorted(points)
+        for axis, figure_name, unit in zip(axes, ("seconds", "peak_memory"), (1, MIB), strict=True):
+            axis.plot([size / 1e6 for size in sizes], [points[size][figure_name] / unit for size in sizes], **style)
+    for axis, title in zip(axes, ("process wall time (s)", "peak resident memory (MiB)"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel=title)
         axis.grid(True, which="both", alpha=0.3)
     axes[0].legend(fontsize=7)
-    figure.suptitle(f"BPE training, vocabulary of {largest_vocab}")
+    figure.suptitle(f"BPE training, vocabulary of {largest_vocab}, {rows[-1]['cores']} cores")
     figure.savefig(target, dpi=120)
 
 

@@ -83,7 +83,8 @@ def _contenders(rows: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> str:
         mine = sorted((r for r in newest if tuple(r[k] for k in keys) == group), key=lambda row: row["seconds"])
         base = next((row["seconds"] for row in mine if row["backend"] == "numba_bpe"), None)
         for row in mine:
-            ratio = f"{row['seconds'] / base:.2f}" if base else ""
+            own = row.get("numba_bpe_seconds") or base  # a row's own run, where it was measured in another one
+            ratio = f"{row['seconds'] / own:.2f}" if own else ""
             memory = f"{row['peak_memory'] / 1e6:.0f} MB" if row.get("peak_memory") else ""
             cells = [
                 *map(str, group),
