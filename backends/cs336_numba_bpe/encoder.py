@@ -31,17 +31,22 @@ from .constants import (
     STATUS,
     UNIQUE,
 )
-from .count_table import BATCH, ENDS, WordCounts
+from .count_table import BATCH, WordCounts
 from .special_token_table import SpecialTokenTable, build_special_token_table
 
 NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 MAX_ID = 2**31 - 1
-MAX_SLOTS = 1 << 19
-"""16 MiB of slots, 327,680 pretokens: when it is full it starts again from the seeds, so memory stays bounded."""
+MAX_SLOTS = 1 << 21
+"""64 MiB of slots, 1.3 million pretokens: when it is full it starts again from the seeds, so memory stays bounded."""
 STREAM_SLOTS = 1 << 17
 """The same for text that streams through: 4 MiB of slots."""
 ARENA_BYTES_PER_SLOT = 8
 FIRST_SLOTS = 1 << 14
+HOT_SLOTS = 1 << 15
+"""1 MiB of slots for the most frequent pretokens, which stay in a core's second-level cache."""
+MAX_ENDS = 1 << 10
+"""Pretokens found at a time: few enough for their ends to stay in the first-level cache."""
+NO_MERGE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class EncoderVocab:
     special_tokens: SpecialTokenTable
     special_ids: np.ndarray
     byte_ids: np.ndarray
+    byte_merges: np.ndarray
     merge_table: np.ndarray
     seeds: WordCounts
     known: KnownWords | None
@@ -111,11 +117,27 @@ def build_encoder_vocab(
         special_tokens=table,
         special_ids=np.array([special_id_of[special_tokens[index]] for index in table.order.tolist()], np.int32),
         byte_ids=np.array(byte_ids, np.int32),
+        byte_merges=_byte_merges(merges, results),
         merge_table=merge_table,
         seeds=WordCounts.from_dict({word: 1 for word in seeds if 0 < len(word) <= MAX_CACHED_BYTES}),
         known=None if frequent_words is None else KnownWords.of(frequent_words),
         narrow=max(vocab) < 1 << 16,
     )
+
+
+def _byte_merges(merges: Sequence[tuple[bytes, bytes]], results: Sequence[int]) -> np.ndarray:
+    """What each pair of bytes becomes, as the kernels look it up: rank * 2**32 + id, or NO_MERGE."""
+    found = np.full(1 << 16, NO_MERGE, np.int64)
+    for rank, ((left, right), result) in enumerate(zip(merges, results, strict=True)):
+        if len(left) == len(right) == 1:
+            found[left[0] << 8 | right[0]] = rank << 32 | result
+    return found
+
+
+def _key_masks() -> np.ndarray:
+    """For pretokens of 0 to 15 bytes: the masks of two words of text, and the length where a key has it."""
+    masks = [((1 << 8 * min(length, 8)) - 1, (1 << 8 * max(length - 8, 0)) - 1, length << 56, 0) for length in range(16)]
+    return np.array(masks, np.uint64).ravel()
 
 
 class EncodeTable:
@@ -132,8 +154,8 @@ class EncodeTable:
         self.vocab = vocab
         self.kernels = load_kernels("encode", cache_folder)
         self.classes = load_character_classes(cache_folder or default_cache_folder())
-        self.scratch = (np.empty(BATCH, np.uint64), np.empty(BATCH, np.uint64), np.empty(BATCH, np.int64))
-        self.ends = np.empty(ENDS, np.int64)
+        self.scratch = (np.empty(4 * BATCH, np.uint64), _key_masks())
+        self.ends = np.empty(MAX_ENDS, np.int64)
         self.output = np.empty((1 << 16) + 16, np.uint8)
         self.seeded, self.max_slots = seeded, max_slots or MAX_SLOTS
         self._make_scratch(MAX_CACHED_BYTES)
@@ -149,6 +171,7 @@ class EncodeTable:
 
     def _clear(self) -> None:
         used = self.state[OUTPUT_USED]
+        self.hot = np.zeros((HOT_SLOTS, 4), np.uint64)
         self.table = np.zeros((FIRST_SLOTS, 4), np.uint64)
         self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
         self.state = np.zeros(STATE_LENGTH, np.int64)
@@ -156,14 +179,21 @@ class EncodeTable:
         seeds, most = self.vocab.seeds, self.max_slots * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR // 2
         if not self.seeded or len(seeds) >= most:
             return
+        if self.vocab.known is not None:
+            self._put_known_words(self.vocab.known, most - len(seeds))
         self._grow_table(len(seeds))
         self._grow_arenas(seeds.num_bytes + len(seeds))
         self.kernels.encode_words(
-            seeds.word_bytes, seeds.word_starts, self.table, self.arena, self.ids_arena, self.state,
-            self.vocab.merge_table, self.vocab.byte_ids, *self.merging,
-        )  # fmt: skip
-        if self.vocab.known is not None:
-            self._put_known_words(self.vocab.known, most - len(seeds))
+            seeds.word_bytes, seeds.word_starts, *self._tables, *self._merging, self.vocab.narrow
+        )
+
+    @property
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        return self.hot, self.table, self.arena, self.ids_arena, self.state
+
+    @property
+    def _merging(self) -> tuple[np.ndarray, ...]:
+        return self.vocab.merge_table, self.vocab.byte_ids, self.vocab.byte_merges, *self.merging
 
     def _put_known_words(self, known: KnownWords, most: int) -> None:
         """The most frequent ones first, and no more than leaves half of the table for others."""
@@ -172,16 +202,15 @@ class EncodeTable:
         self._grow_table(number)
         self._grow_arenas(int(starts[-1]) + int(id_starts[-1]) + number)
         self.kernels.put_words(
-            known.word_bytes, starts, known.ids, id_starts, self.table, self.arena, self.ids_arena, self.state,
-            self.merging[0],
-        )  # fmt: skip
+            known.word_bytes, starts, known.ids, id_starts, *self._tables, self.merging[0], self.vocab.narrow
+        )
 
     def ids_of_words(self, words: WordCounts) -> tuple[np.ndarray, np.ndarray]:
         """The ids of words of at most MAX_CACHED_BYTES one after another, and where each word's begin."""
         ids, id_starts = np.empty(words.num_bytes, np.uint32), np.empty(len(words) + 1, np.int64)
         used = self.kernels.merge_words(
-            words.word_bytes, words.word_starts, self.vocab.merge_table, self.vocab.byte_ids, self.state,
-            *self.merging, ids, id_starts,
+            words.word_bytes, words.word_starts, self.vocab.merge_table, self.vocab.byte_ids, self.vocab.byte_merges,
+            self.state, *self.merging, ids, id_starts,
         )  # fmt: skip
         return ids[:used], id_starts
 
@@ -190,8 +219,7 @@ class EncodeTable:
         while True:
             start = self.kernels.encode_block(
                 text, start, stop, is_last, vocab.pattern, *vocab.special_tokens.kernel_arguments, vocab.special_ids,
-                self.classes, self.ends, self.table, self.arena, self.ids_arena, self.state, *self.scratch,
-                vocab.merge_table, vocab.byte_ids, *self.merging, self.output, vocab.narrow,
+                self.classes, self.ends, *self.scratch, *self._tables, *self._merging, self.output, vocab.narrow,
             )  # fmt: skip
             status, needed = int(self.state[STATUS]), int(self.state[NEEDED])
             if status in (DONE, NOT_UTF8):

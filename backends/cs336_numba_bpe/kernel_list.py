@@ -28,7 +28,8 @@ _MERGE_PAIRS = (
     f"{{place}}[] int32[] int32[] int32[] int32[] int64[] int64[] int64 int64 int32[] int32[]"
 )
 
-_MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[]"
+_MERGING = "uint64[][] int32[] int64[] int64[] int64[] int64[] int64[] int64[]"
+_ENCODE_TABLE = "uint64[][] uint64[][] uint8[] int32[] int64[]"
 
 
 def symbol_of(name: str) -> str:
@@ -75,16 +76,17 @@ GROUPS: dict[str, dict[str, Kernel]] = {
     },
     "encode": {
         "put_merges": _kernel("encoder", "int32[] int32[] int32[] int32[] uint64[][]"),
-        "encode_words": _kernel("encoder", f"uint8[] int64[] uint64[][] uint8[] int32[] int64[] {_MERGING}"),
+        "encode_words": _kernel("encoder", f"uint8[] int64[] {_ENCODE_TABLE} {_MERGING} int64"),
         "merge_words": _kernel(
             "encoder",
-            "uint8[] int64[] uint64[][] int32[] int64[] int64[] int64[] int64[] int64[] int64[] uint32[] int64[]",
+            "uint8[] int64[] uint64[][] int32[] int64[] int64[] int64[] int64[] int64[] int64[] int64[] uint32[] "
+            "int64[]",
         ),
-        "put_words": _kernel("encoder", "uint8[] int64[] uint32[] int64[] uint64[][] uint8[] int32[] int64[] int64[]"),
+        "put_words": _kernel("encoder", f"uint8[] int64[] uint32[] int64[] {_ENCODE_TABLE} int64[] int64"),
         "encode_block": _kernel(
             "encoder",
-            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[][] uint8[] int32[] "
-            f"int64[] {_BATCH} {_MERGING} uint8[] int64",
+            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[] uint64[] {_ENCODE_TABLE} "
+            f"{_MERGING} uint8[] int64",
         ),
         "move_table": _kernel("count_table", "uint64[][] uint64[][]"),
     },

@@ -25,7 +25,7 @@ from ..constants import (
     STATUS,
     UNIQUE,
 )
-from .intrinsics import bit, helper, kernel, load_byte, load_word, prefetch, store_word
+from .intrinsics import address_of, bit, helper, kernel, load_byte, load_word, prefetch, store_word
 from .scanner import ALL, ONE, ZERO, scan_cl100k, scan_gpt2
 from .text_pieces import last_safe_cut, next_special_token
 
@@ -96,11 +96,6 @@ def equal_bytes(address, start, other_address, other_start, length):
     here = load_word(address, start + offset)
     there = load_word(other_address, other_start + offset)
     return low_bytes(here ^ there, length - offset) == ZERO
-
-
-@helper
-def address_of(array):
-    return int64(array.ctypes.data)
 
 
 @helper

@@ -1,8 +1,13 @@
 """Encoding: pretokens to token ids, with a table of those that were met before.
 
-The table is the counter's (32-byte slots); the last two words of a slot hold ids. Up to three ids of a short pretoken
-are in the slot itself: two in the first word, one in the second, whose top byte is their number. Otherwise that byte
-is 0xFF and the first word is a place in the arena of ids, where their number comes first.
+The table is the counter's (32-byte slots); the last two words of a slot hold ids. Up to seven 16-bit ids or three wider
+ones of a short pretoken are in the slot itself, laid out as the output wants them, and the top byte is their number:
+both words are written out whatever they hold, and the output goes on behind the last id. Otherwise that byte is 0xFF
+and the first word is a place in the arena of ids, where their number comes first.
+
+`hot` is a smaller table of the same slots, one place for each pretoken, that fits the processor's own cache: the first
+short pretoken of each place is there too, and as the most frequent ones are put in first, most look-ups end there. The
+address of the slot to look at is chosen without a branch, and the slot asked for, 256 pretokens before it is used.
 
 A pretoken that is new is merged as the contract says: the pair that comes first in `merges` is joined wherever it
 stands, from left to right, before the next pair is looked for. `merge_table` holds pair, then rank and result, by
@@ -39,19 +44,31 @@ from .count_table import (
     KEY_1,
     LENGTH_SHIFT,
     OFFSET,
-    address_of,
     copy_bytes,
     find_slot,
     has_room,
     is_long,
+    key_hash,
+    key_length,
     long_key,
-    make_keys,
     scan,
     short_key,
     slot_of,
 )
-from .intrinsics import helper, kernel, load_byte, store_uint16, store_uint32, store_word
-from .pair_table import LOW_HALF, NO_KEY, pair_key, pair_slot
+from .intrinsics import (
+    address_of,
+    helper,
+    kernel,
+    load_byte,
+    load_word,
+    lowest_bit,
+    prefetch,
+    select,
+    store_uint16,
+    store_uint32,
+    store_word,
+)
+from .pair_table import NO_KEY, pair_key, pair_slot
 from .scanner import ZERO
 from .text_pieces import last_safe_cut, next_special_token
 
@@ -90,9 +107,7 @@ def put_merges(left, right, ranks, results, merge_table):
 
 @kernel
 def merge_short(count, ids, merges, merge_table):
-    """Merge ids[:count] in place; `merges` is scratch. Returns how many ids are left."""
-    for index in range(count - 1):
-        merges[index] = find_merge(ids[index], ids[index + 1], merge_table)
+    """Merge ids[:count] in place; `merges` has what each pair becomes. Returns how many ids are left."""
     while count > 1:
         best = NO_MERGE
         first = int64(0)
@@ -194,14 +209,18 @@ def merge_long(count, ids, following, preceding, heap, batch, merge_table):
 
 
 @kernel
-def merge_word(address, start, length, byte_ids, merge_table, state, ids, following, preceding, heap, batch):
+def merge_word(address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap, batch):  # fmt: skip
     """Write the ids of a pretoken to `ids`; returns how many, or -1 for a byte that has no id (state[NEEDED])."""
+    before = int64(0)
     for offset in range(length):
         byte = load_byte(address, start + offset)
         ids[offset] = byte_ids[byte]
         if byte_ids[byte] < 0:
             state[STATUS], state[NEEDED] = MISSING_BYTE, byte
             return -1
+        if 0 < offset < SHORT_WORD:
+            following[offset - 1] = byte_merges[before * 256 + byte]
+        before = byte
     if length <= SHORT_WORD:
         return merge_short(length, ids, following, merge_table)
     return merge_long(length, ids, following, preceding, heap, batch, merge_table)
@@ -215,19 +234,34 @@ def write_id(address, place, narrow, token):
         store_uint32(address, 4 * place, token)
 
 
+@helper
+def hot_address(key_0, key_1, hot):
+    """The address of a pretoken's only place in `hot`, from the bits of its hash that the table does not use first."""
+    bits = lowest_bit(uint64(hot.shape[0]))
+    return address_of(hot) + 32 * int64(key_hash(key_0, key_1) >> uint64(64 - bits))
+
+
 @kernel
-def remember(address, start, length, key_0, key_1, slot, count, ids, table, arena, ids_arena, state):
+def remember(address, start, length, key_0, key_1, slot, count, ids, hot, table, arena, ids_arena, state, narrow):
     """Put a pretoken and its ids into a free slot; both arenas must have room."""
     table[slot, KEY_0], table[slot, KEY_1] = key_0, key_1
     state[UNIQUE] += 1
-    if count <= 3 and not is_long(key_1):
-        first, second, third = uint64(ids[0]), ZERO, ZERO
-        if count > 1:
-            second = uint64(ids[1])
-        if count > 2:
-            third = uint64(ids[2])
-        table[slot, VALUE_0] = first | (second << uint64(32))
-        table[slot, VALUE_1] = third | (uint64(count) << LENGTH_SHIFT)
+    bits = 16 if narrow else 32
+    if (count + 1) * bits <= 128 and not is_long(key_1):
+        value_0, value_1 = ZERO, uint64(count) << LENGTH_SHIFT
+        for place in range(count):
+            shifted = uint64(ids[place]) << uint64((place * bits) & 63)
+            if place * bits < 64:
+                value_0 |= shifted
+            else:
+                value_1 |= shifted
+        table[slot, VALUE_0], table[slot, VALUE_1] = value_0, value_1
+        place = hot_address(key_0, key_1, hot)
+        if load_word(place, 8) == ZERO:
+            store_word(place, 0, key_0)
+            store_word(place, 8, key_1)
+            store_word(place, 16, value_0)
+            store_word(place, 24, value_1)
         return
     used = state[IDS_USED]
     ids_arena[used] = count
@@ -249,20 +283,9 @@ def arenas_have_room(length, arena, ids_arena, state):
 
 @kernel
 def encode_words(
-    word_bytes,
-    word_starts,
-    table,
-    arena,
-    ids_arena,
-    state,
-    merge_table,
-    byte_ids,
-    ids,
-    following,
-    preceding,
-    heap,
-    batch,
-):
+    word_bytes, word_starts, hot, table, arena, ids_arena, state,
+    merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch, narrow,
+):  # fmt: skip
     """Put words into the table ahead of their first use. Everything must have room; words with missing bytes are left
     out."""
     address, arena_address = address_of(word_bytes), address_of(arena)
@@ -277,16 +300,20 @@ def encode_words(
         slot = find_slot(address, start, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)
         if table[slot, KEY_1] == ZERO:
             count = merge_word(
-                address, start, length, byte_ids, merge_table, state, ids, following, preceding, heap, batch
-            )
+                address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap,
+                batch,
+            )  # fmt: skip
             if count > 0:
-                remember(address, start, length, key_0, key_1, slot, count, ids, table, arena, ids_arena, state)
+                remember(
+                    address, start, length, key_0, key_1, slot, count, ids, hot, table, arena, ids_arena, state, narrow
+                )
     return 0
 
 
 @kernel
 def merge_words(
-    word_bytes, word_starts, merge_table, byte_ids, state, ids, following, preceding, heap, batch, found, id_starts
+    word_bytes, word_starts, merge_table, byte_ids, byte_merges, state, ids, following, preceding, heap, batch, found,
+    id_starts,
 ):  # fmt: skip
     """Write the ids of each word to `found`, which has room for one a byte; none for words with missing bytes."""
     address = address_of(word_bytes)
@@ -294,7 +321,9 @@ def merge_words(
     for word in range(word_starts.shape[0] - 1):
         id_starts[word] = used
         start, length = word_starts[word], word_starts[word + 1] - word_starts[word]
-        count = merge_word(address, start, length, byte_ids, merge_table, state, ids, following, preceding, heap, batch)
+        count = merge_word(
+            address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap, batch
+        )
         for index in range(count):
             found[used] = ids[index]
             used += 1
@@ -303,7 +332,7 @@ def merge_words(
 
 
 @kernel
-def put_words(word_bytes, word_starts, word_ids, id_starts, table, arena, ids_arena, state, ids):
+def put_words(word_bytes, word_starts, word_ids, id_starts, hot, table, arena, ids_arena, state, ids, narrow):
     """Put words whose ids are known into the table; everything must have room."""
     address, arena_address = address_of(word_bytes), address_of(arena)
     for word in range(word_starts.shape[0] - 1):
@@ -317,62 +346,110 @@ def put_words(word_bytes, word_starts, word_ids, id_starts, table, arena, ids_ar
         if table[slot, KEY_1] == ZERO and count > 0:
             for index in range(count):
                 ids[index] = word_ids[id_starts[word] + index]
-            remember(address, start, length, key_0, key_1, slot, count, ids, table, arena, ids_arena, state)
+            remember(
+                address, start, length, key_0, key_1, slot, count, ids, hot, table, arena, ids_arena, state, narrow
+            )
     return 0
 
 
 @kernel
+def choose_slots(address, start, ends_address, count, key_masks, hot, table, batch_address):
+    """For `count` pretokens, the first from `start` on: both keys, the address of the slot to look at, which is in
+    `hot` if the pretoken is, and where it begins, four words each."""
+    hot_bits = lowest_bit(uint64(hot.shape[0]))
+    masks_address, hot_start, table_start = address_of(key_masks), address_of(hot), address_of(table)
+    mask = uint64(table.shape[0] - 1)
+    for index in range(count):
+        end = int64(load_word(ends_address, 8 * index))
+        length = end - start
+        if length <= INLINE_BYTES:
+            masks = masks_address + 32 * length
+            key_0 = load_word(address, start) & load_word(masks, 0)
+            key_1 = (load_word(address, start + 8) & load_word(masks, 8)) | load_word(masks, 16)
+        else:
+            key_0, key_1 = long_key(address, start, length)
+        digest = key_hash(key_0, key_1)
+        hot_slot = hot_start + 32 * int64(digest >> uint64(64 - hot_bits))
+        slot = table_start + 32 * int64(digest & mask)
+        different = (load_word(hot_slot, 0) ^ key_0) | (load_word(hot_slot, 8) ^ key_1)
+        slot = select(different == ZERO, hot_slot, slot)
+        prefetch(slot, 0)
+        entry = batch_address + 32 * index
+        store_word(entry, 0, key_0)
+        store_word(entry, 8, key_1)
+        store_word(entry, 16, uint64(slot))
+        store_word(entry, 24, uint64(start))
+        start = end
+    return start
+
+
+@kernel
+def encode_new(
+    address, start, length, key_0, key_1, slot, hot, table, arena, ids_arena, state,
+    merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch, output_address, written, narrow,
+):  # fmt: skip
+    """Merge a pretoken that is not in the table and put it there; returns how many ids are written then, or -1 where
+    state says what is needed first."""
+    if length > ids.shape[0]:
+        state[STATUS], state[NEEDED] = NEEDS_SCRATCH, length
+        return -1
+    cached = length <= MAX_CACHED_BYTES
+    if cached and not arenas_have_room(length, arena, ids_arena, state):
+        state[STATUS], state[NEEDED] = NEEDS_ARENA, length
+        return -1
+    count = merge_word(
+        address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap, batch
+    )
+    if count < 0:
+        return -1
+    if cached:
+        remember(address, start, length, key_0, key_1, slot, count, ids, hot, table, arena, ids_arena, state, narrow)
+    for place in range(count):
+        write_id(output_address, written + place, narrow, uint64(ids[place]))
+    return written + count
+
+
+@kernel
 def encode_pretokens(
-    address, start, ends, count, table, arena, ids_arena, state, keys_0, keys_1, slots,
-    merge_table, byte_ids, ids, following, preceding, heap, batch, output, narrow,
+    address, start, ends, count, key_masks, hot, table, arena, ids_arena, state, entries,
+    merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch, output, narrow,
 ):  # fmt: skip
     """Write the ids of the pretokens in `ends`; returns how many pretokens were done (fewer where state says why)."""
-    arena_address, output_address = address_of(arena), address_of(output)
+    output_address, arena_address, batch_address = address_of(output), address_of(arena), address_of(entries)
+    item_size = 2 if narrow else 4
     written = state[OUTPUT_USED]
     for first in range(0, count, BATCH):
-        last = min(count, first + BATCH)
-        next_start = make_keys(address, start, ends, first, last, table, keys_0, keys_1, slots)
-        for index in range(first, last):
-            key_0, key_1 = keys_0[index - first], keys_1[index - first]
-            slot = find_slot(address, start, key_0, key_1, slots[index - first], table, arena_address)
-            if table[slot, KEY_1] == ZERO:
-                length = ends[index] - start
-                if length > ids.shape[0]:
-                    state[STATUS], state[NEEDED], state[OUTPUT_USED] = NEEDS_SCRATCH, length, written
-                    return index
-                cached = length <= MAX_CACHED_BYTES
-                if cached and not arenas_have_room(length, arena, ids_arena, state):
-                    state[STATUS], state[NEEDED], state[OUTPUT_USED] = NEEDS_ARENA, length, written
-                    return index
-                num_ids = merge_word(
-                    address, start, length, byte_ids, merge_table, state, ids, following, preceding, heap, batch
-                )
-                if num_ids < 0:
-                    state[OUTPUT_USED] = written
-                    return index
-                if not cached:
-                    for place in range(num_ids):
-                        write_id(output_address, written + place, narrow, uint64(ids[place]))
-                    written += num_ids
-                    start = ends[index]
+        number = min(count - first, BATCH)
+        ends_address = address_of(ends) + 8 * first
+        start = choose_slots(address, start, ends_address, number, key_masks, hot, table, batch_address)
+        for index in range(number):
+            entry = batch_address + 32 * index
+            key_0, key_1, place = load_word(entry, 0), load_word(entry, 8), int64(load_word(entry, 16))
+            value_0, value_1 = load_word(place, 16), load_word(place, 24)
+            if (load_word(place, 0) ^ key_0) | (load_word(place, 8) ^ key_1) != ZERO or value_1 >= IN_ARENA:
+                begin, length = int64(load_word(entry, 24)), key_length(key_1)
+                slot = find_slot(address, begin, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)
+                if table[slot, KEY_1] == ZERO:
+                    done = encode_new(
+                        address, begin, length, key_0, key_1, slot, hot, table, arena, ids_arena, state,
+                        merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch,
+                        output_address, written, narrow,
+                    )  # fmt: skip
+                    if done < 0:
+                        state[OUTPUT_USED] = written
+                        return first + index
+                    written = done
                     continue
-                remember(address, start, length, key_0, key_1, slot, num_ids, ids, table, arena, ids_arena, state)
-            value_0, value_1 = table[slot, VALUE_0], table[slot, VALUE_1]
-            if value_1 < IN_ARENA:
-                if narrow:
-                    packed = (value_0 & LOW_HALF) | ((value_0 >> uint64(32)) << uint64(16)) | (value_1 << uint64(32))
-                    store_word(output_address, 2 * written, packed)
-                else:
-                    store_word(output_address, 4 * written, value_0)
-                    store_uint32(output_address, 4 * written + 8, value_1)
-                written += int64(value_1 >> LENGTH_SHIFT)
-            else:
-                place = int64(value_0)
-                for offset in range(1, 1 + int64(ids_arena[place])):
-                    write_id(output_address, written, narrow, uint64(ids_arena[place + offset]))
-                    written += 1
-            start = ends[index]
-        start = next_start
+                value_0, value_1 = table[slot, VALUE_0], table[slot, VALUE_1]
+                if value_1 >= IN_ARENA:
+                    ids_start = int64(value_0) + 1
+                    for offset in range(ids_arena[ids_start - 1]):
+                        write_id(output_address, written + offset, narrow, uint64(ids_arena[ids_start + offset]))
+                    written += int64(ids_arena[ids_start - 1])
+                    continue
+            store_word(output_address, item_size * written, value_0)
+            store_word(output_address, item_size * written + 8, value_1)
+            written += int64(value_1 >> LENGTH_SHIFT)
     state[OUTPUT_USED] = written
     return count
 
@@ -381,8 +458,8 @@ def encode_pretokens(
 def encode_block(
     text, start, stop, is_last, pattern,
     longest_special_token, byte_pairs, first_byte_starts, token_starts, token_bytes, special_ids,
-    classes, ends, table, arena, ids_arena, state, keys_0, keys_1, slots,
-    merge_table, byte_ids, ids, following, preceding, heap, batch, output, narrow,
+    classes, ends, entries, key_masks, hot, table, arena, ids_arena, state,
+    merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch, output, narrow,
 ):  # fmt: skip
     """Encode text[start:stop] as far as it is settled, from output[state[OUTPUT_USED]] on; see `count_block`.
 
@@ -417,8 +494,8 @@ def encode_block(
                 state[STATUS], state[NEEDED] = NEEDS_TABLE, count
                 return position
             done = encode_pretokens(
-                address, position, ends, count, table, arena, ids_arena, state, keys_0, keys_1, slots,
-                merge_table, byte_ids, ids, following, preceding, heap, batch, output, narrow,
+                address, position, ends, count, key_masks, hot, table, arena, ids_arena, state, entries,
+                merge_table, byte_ids, byte_merges, ids, following, preceding, heap, batch, output, narrow,
             )  # fmt: skip
             if done > 0:
                 position = ends[done - 1]

@@ -7,7 +7,7 @@ so that reading up to 128 bytes past its end stays inside the allocation.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import njit, types
+from numba import int64, njit, types
 from numba.extending import intrinsic
 
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
@@ -20,6 +20,11 @@ helper = njit(
     _nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
 )
 """A small function that always becomes part of its caller."""
+
+
+@helper
+def address_of(array):
+    return int64(array.ctypes.data)
 
 
 def _pointer(builder, address, offset, type_):
@@ -82,10 +87,20 @@ store_uint16, store_uint32 = _store_narrow(16), _store_narrow(32)
 
 @intrinsic
 def lowest_bit(typing_context, mask):
-    """The position of the lowest set bit of a mask that is not zero."""
+    """The position of the lowest set bit of a mask, 64 where there is none."""
 
     def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def number_of_bits(typing_context, mask):
+    """How many bits of a mask are set."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), generate
 
@@ -115,6 +130,18 @@ def prefetch(typing_context, address, offset):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def select(typing_context, condition, chosen, otherwise):
+    """`chosen` where the condition holds, else `otherwise`, without a branch that could be mispredicted."""
+
+    def generate(context, builder, signature, arguments):
+        selected = builder.select(*arguments)
+        selected.set_metadata("unpredictable", builder.module.add_metadata([]))
+        return selected
+
+    return types.int64(types.boolean, types.int64, types.int64), generate
 
 
 @intrinsic

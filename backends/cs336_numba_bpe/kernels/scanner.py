@@ -11,7 +11,17 @@ from numba import uint64
 
 from ..character_classes import LETTER, NUMBER, OTHER, WHITE_SPACE
 from ..constants import FULL, INVALID, SCANNED
-from .intrinsics import bit, byte_masks, helper, kernel, load_byte, lowest_bit
+from .intrinsics import (
+    address_of,
+    bit,
+    byte_masks,
+    helper,
+    kernel,
+    load_byte,
+    lowest_bit,
+    number_of_bits,
+    store_word,
+)
 
 ZERO, ONE, ALL = uint64(0), uint64(1), uint64(0xFFFFFFFFFFFFFFFF)
 SPACE, APOSTROPHE, NEWLINE, RETURN = ord(" "), ord("'"), ord("\n"), ord("\r")
@@ -91,7 +101,7 @@ def scan_gpt2(address, start, stop, classes, ends):
     not after a space that leads it; the last character of a white-space run that something follows starts one of its
     own; and an apostrophe that starts a pretoken may make it a contraction, which moves the next start.
     """
-    capacity = ends.shape[0] - 65
+    capacity = ends.shape[0] - 72
     count = 0
     letter_before = number_before = other_before = white_before = space_before = ZERO
     letter_carry = number_carry = other_carry = white_carry = ZERO
@@ -182,10 +192,14 @@ def scan_gpt2(address, start, stop, classes, ends):
                         starts_to_add |= bit(offset + length - 64)
         if block == start:
             starts &= ~ONE
+        # Eight at a time, whatever there are: a loop that ended with the last one would be mispredicted every time.
+        place = address_of(ends) + 8 * count
+        count += number_of_bits(starts)
         while starts != ZERO:
-            ends[count] = block + lowest_bit(starts)
-            starts &= starts - ONE
-            count += 1
+            for eighth in range(8):
+                store_word(place, 8 * eighth, uint64(block + lowest_bit(starts)))
+                starts &= starts - ONE
+            place += 64
         letter_before = letters >> uint64(63)
         number_before = numbers >> uint64(63)
         other_before = others >> uint64(63)
