@@ -29,10 +29,12 @@ def train(corpus: Path, vocab_size: int, target: Path) -> None:
     from cs336_numba_bpe.pretoken_counter import pretoken_counter
     from cs336_numba_bpe.tokenizer import Tokenizer
 
+    from cs336_registry.text.training_cache import WordCounts
+
     vocab, merges = bpe_trainer(corpus, vocab_size, ["<|endoftext|>"])
     readable = {"vocab": {token_id: token.hex() for token_id, token in vocab.items()}}
     target.write_text(json.dumps(readable | {"merges": [[left.hex(), right.hex()] for left, right in merges]}))
-    counts = pretoken_counter(corpus, ["<|endoftext|>"])
+    counts = WordCounts.of(pretoken_counter(corpus, ["<|endoftext|>"]))
     Tokenizer(vocab, merges, ["<|endoftext|>"]).keep_frequent_words(counts, target.parent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,9 @@ def _byte_merges(merges: Sequence[tuple[bytes, bytes]], results: Sequence[int]) 
 
 def _key_masks() -> np.ndarray:
     """For pretokens of 0 to 15 bytes: the masks of two words of text, and the length where a key has it."""
-    masks = [((1 << 8 * min(length, 8)) - 1, (1 << 8 * max(length - 8, 0)) - 1, length << 56, 0) for length in range(16)]
+    masks = [
+        ((1 << 8 * min(length, 8)) - 1, (1 << 8 * max(length - 8, 0)) - 1, length << 56, 0) for length in range(16)
+    ]
     return np.array(masks, np.uint64).ravel()
 
 
@@ -154,13 +157,16 @@ class EncodeTable:
         self.vocab = vocab
         self.kernels = load_kernels("encode", cache_folder)
         self.classes = load_character_classes(cache_folder or default_cache_folder())
+        self.seeded, self.max_slots = seeded, max_slots or MAX_SLOTS
+        self._make_buffers()
+        self.state = np.zeros(STATE_LENGTH, np.int64)
+        self._clear()
+
+    def _make_buffers(self) -> None:
         self.scratch = (np.empty(4 * BATCH, np.uint64), _key_masks())
         self.ends = np.empty(MAX_ENDS, np.int64)
         self.output = np.empty((1 << 16) + 16, np.uint8)
-        self.seeded, self.max_slots = seeded, max_slots or MAX_SLOTS
         self._make_scratch(MAX_CACHED_BYTES)
-        self.state = np.zeros(STATE_LENGTH, np.int64)
-        self._clear()
 
     def _make_scratch(self, length: int) -> None:
         heap_length = 3 * length + 8
@@ -183,9 +189,15 @@ class EncodeTable:
             self._put_known_words(self.vocab.known, most - len(seeds))
         self._grow_table(len(seeds))
         self._grow_arenas(seeds.num_bytes + len(seeds))
-        self.kernels.encode_words(
-            seeds.word_bytes, seeds.word_starts, *self._tables, *self._merging, self.vocab.narrow
-        )
+        self.kernels.encode_words(seeds.word_bytes, seeds.word_starts, *self._tables, *self._merging, self.vocab.narrow)
+
+    def copy(self) -> EncodeTable:
+        """A table for another thread, which knows the same pretokens."""
+        other = copy.copy(self)
+        other._make_buffers()
+        other.hot, other.table, other.arena, other.ids_arena, other.state = (array.copy() for array in self._tables)
+        other.state[OUTPUT_USED] = 0
+        return other
 
     @property
     def _tables(self) -> tuple[np.ndarray, ...]:
@@ -205,8 +217,9 @@ class EncodeTable:
             known.word_bytes, starts, known.ids, id_starts, *self._tables, self.merging[0], self.vocab.narrow
         )
 
-    def ids_of_words(self, words: WordCounts) -> tuple[np.ndarray, np.ndarray]:
+    def ids_of_words(self, content: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of words of at most MAX_CACHED_BYTES one after another, and where each word's begin."""
+        words = WordCounts.from_dict(dict.fromkeys(content, 1))
         ids, id_starts = np.empty(words.num_bytes, np.uint32), np.empty(len(words) + 1, np.int64)
         used = self.kernels.merge_words(
             words.word_bytes, words.word_starts, self.vocab.merge_table, self.vocab.byte_ids, self.vocab.byte_merges,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -24,7 +25,11 @@ from .small import joined
 if TYPE_CHECKING:
     import numpy as np
 
+    from cs336_registry.text.training_cache import WordCounts
+
+    from .byte_ranges import ByteRange
     from .encoder import EncoderVocab, EncodeTable
+    from .text_buffer import TextBuffer
 
 SEEDING_BYTES = 1 << 20
 """From this much text on, it pays to put the vocabulary's own tokens into the table first."""
@@ -57,7 +62,7 @@ class Tokenizer:
         self._seed_words, self._folder = tuple(seed_words), folder
         self._characters_seen = 0
         self._python = _PythonEncoder(self.vocab, self.merges, self.special_tokens, pattern)
-        self._idle_tables: list[EncodeTable] = []
+        self._idle: list[tuple[EncodeTable, TextBuffer]] = []
         self._is_compilable = pattern in COMPILED_PATTERNS and max(self.vocab, default=0) <= MAX_COMPILED_ID
 
     @classmethod
@@ -72,19 +77,17 @@ class Tokenizer:
         options.setdefault("folder", Path(vocab_filepath).parent)
         return cls(vocab, read_merges(merges_filepath), special_tokens, **options)
 
-    def keep_frequent_words(self, counts: Mapping[bytes, int], folder: StrPath) -> None:
-        """Keep the most frequent pretokens of a corpus (`counts`) with their ids in the tokenizer's folder."""
-        from .count_table import WordCounts
+    def keep_frequent_words(self, counts: WordCounts, folder: StrPath) -> None:
+        """Keep the most frequent pretokens of a corpus (`counts`) with their ids in the tokenizer's folder, unless the
+        corpus is so small that text like it is encoded before they are of use."""
+        if not self._is_compilable or is_small(counts.num_bytes, ("encode",)):
+            return
         from .encoder import EncodeTable
 
         words = frequent_words.most_frequent(counts)
-        if self._is_compilable and words:
-            table = EncodeTable(self._encoder_vocab, seeded=False)
-            ids, starts = table.ids_of_words(WordCounts.from_dict(dict.fromkeys(words, 1)))
-            starts = starts.tolist()
-            found = [ids[begin:end].tolist() for begin, end in itertools.pairwise(starts)]
-            kept = frequent_words.FrequentWords.of(words, found)
-            frequent_words.write(folder, kept, frequent_words.tokenizer_key(self.vocab, self.merges))
+        ids, starts = EncodeTable(self._encoder_vocab, seeded=False).ids_of_words(words)
+        kept = frequent_words.FrequentWords.of(words, ids, starts)
+        frequent_words.write(folder, kept, frequent_words.tokenizer_key(self.vocab, self.merges))
 
     def encode(self, text: str) -> list[int]:
         if not self._uses_compiled(len(text)):
@@ -111,6 +114,8 @@ class Tokenizer:
         import numpy as np
 
         arrays = list(self.encode_arrays(input_path, num_threads=num_threads))
+        if len(arrays) == 1:
+            return arrays[0]
         return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
 
     @property
@@ -135,6 +140,18 @@ class Tokenizer:
                 for chunk in safe_chunks(text, self.pattern, self.special_tokens):
                     yield np.array(self.encode(chunk), self.dtype)
 
+    def encode_range(self, path: StrPath, begin: int, end: int) -> np.ndarray:
+        """The ids of bytes begin..end of a plain file, which may be cut there, on one thread."""
+        if self._uses_compiled(end - begin):
+            from .byte_ranges import ByteRange
+
+            return self._encode_byte_range(ByteRange(os.fspath(path), begin, end), seeded=True)
+        import numpy as np
+
+        with open(path, "rb") as file:
+            file.seek(begin)
+            return np.array(self.encode(file.read(end - begin).decode("utf-8", "replace")), self.dtype)
+
     def _uses_compiled(self, num_characters: int) -> bool:
         """Compiled code pays for a long text, and for many short ones."""
         self._characters_seen += num_characters
@@ -142,12 +159,21 @@ class Tokenizer:
             return False
         return "_table" in self.__dict__ or not is_small(self._characters_seen, ("encode",))
 
-    def prepare(self) -> None:
-        """Load (or compile) what encoding long texts needs, which the first of them would otherwise wait for."""
-        if self._is_compilable and not self._idle_tables:
-            from .encoder import EncodeTable
+    def prepare(self, num_threads: int = 1) -> None:
+        """Load (or compile) what encoding long texts on so many threads needs, which the first of them would otherwise
+        wait for."""
+        if self._is_compilable:
+            self._idle = [reader for reader in self._idle if reader[0].seeded]
+            while len(self._idle) < num_threads:
+                self._idle.append(self._reader(self._idle[0][0].copy() if self._idle else None))
 
-            self._idle_tables.append(EncodeTable(self._encoder_vocab))
+    def _reader(self, table: EncodeTable | None = None, *, seeded: bool = True) -> tuple[EncodeTable, TextBuffer]:
+        """A table and the buffer that feeds it: what one thread needs to encode files."""
+        from .encoder import EncodeTable
+        from .text_buffer import TextBuffer
+
+        table = table or EncodeTable(self._encoder_vocab, seeded=seeded)
+        return table, TextBuffer(table, always_decode=self._encoder_vocab.special_tokens.need_decoded_text)
 
     @cached_property
     def _encoder_vocab(self) -> EncoderVocab:
@@ -176,29 +202,18 @@ class Tokenizer:
 
     def _encode_plain_file(self, path: Path, num_threads: int | None) -> Iterator[np.ndarray]:
         from .byte_ranges import ByteRange, cut_into_ranges
-        from .encoder import EncodeTable
-        from .text_buffer import TextBuffer
         from .word_counter import available_cpus
 
         special = self._encoder_vocab.special_tokens
         size = path.stat().st_size
-        num_threads = num_threads or available_cpus()
         range_bytes = size + 1 if special.need_decoded_text else RANGE_BYTES
         ranges = cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
-        num_threads = min(num_threads, len(ranges))
+        num_threads = min(num_threads or available_cpus(), len(ranges))
+        if size >= SEEDING_BYTES:
+            self.prepare(num_threads)
 
         def encode_range(byte_range: ByteRange) -> np.ndarray:
-            try:
-                table = self._idle_tables.pop()
-            except IndexError:
-                table = EncodeTable(self._encoder_vocab, seeded=size >= SEEDING_BYTES)
-            table.reserve_output(len(byte_range))
-            buffer = TextBuffer(table, always_decode=special.need_decoded_text)
-            for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
-                pass
-            ids = table.take()
-            self._idle_tables.append(table)
-            return ids
+            return self._encode_byte_range(byte_range, seeded=size >= SEEDING_BYTES)
 
         if num_threads == 1:
             yield from map(encode_range, ranges)
@@ -211,6 +226,18 @@ class Tokenizer:
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()
+
+    def _encode_byte_range(self, byte_range: ByteRange, *, seeded: bool) -> np.ndarray:
+        try:
+            table, buffer = self._idle.pop()
+        except IndexError:  # others are using them, or seeds do not pay
+            table, buffer = self._reader(seeded=seeded)
+        table.reserve_output(len(byte_range))
+        for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
+            pass
+        ids = table.take()
+        self._idle.append((table, buffer))
+        return ids
 
 
 class _PythonEncoder:

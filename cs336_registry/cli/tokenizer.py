@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from ..text.tokenizer_folder import StoredTokenizer
+    from ..text.training_cache import WordCounts
 
 Several = Annotated[Sequence[str], Parameter(negative=(), show_default=False)]
 Format = Literal["hf", "tiktoken", "gpt2"]
@@ -113,9 +115,10 @@ def train(
     with disk_full(out):
         vocab, merges = source.train(function, decision, vocab_size, tie_break, options, resume, not quiet)
         seconds = time.monotonic() - start
-        tokenizer_folder.write(
+        stored = tokenizer_folder.write(
             out, vocab, merges, **request, seconds=round(seconds, 3), decisions={"bpe_trainer": decision.to_dict()}
         )
+        _keep_frequent_words(stored, source.counts(cache_dir), out, backend)
     short = "" if len(vocab) == vocab_size else f" (no pair is left to merge: fewer than the {vocab_size:,} asked for)"
     say(f"wrote {out}: {len(vocab):,} tokens, {len(merges):,} merges in {duration(seconds)}{short}")
     return 0
@@ -243,9 +246,7 @@ def inspect(
 
     stored = tokenizer_folder.read(tokenizer)
     chosen = selector("tokenizer", backend)
-    built = registry.get("tokenizer", backend=chosen)(
-        stored.vocab, stored.merges, list(stored.special_tokens), pattern=stored.pattern
-    )
+    built = tokenizer_folder.build(registry.get("tokenizer", backend=chosen), stored, tokenizer)
     limit = inspection.bytes_of(sample)
     progress = Progress(quiet=json)
     rows = []
@@ -402,6 +403,15 @@ class _Text:
             self.paths, vocab_size, list(self.special_tokens), pattern=self.pattern, tie_break=tie_break, **taken
         )
 
+    def counts(self, cache_dir: Path | None) -> WordCounts | None:
+        """What training counted, where it was kept."""
+        from ..text.training_cache import TrainingCache
+        from .text_backends import DEFAULT_CACHE
+
+        if self.identity is None:
+            return None
+        return TrainingCache(cache_dir or DEFAULT_CACHE, self.paths, self.identity).load_word_counts()
+
 
 class _Counts:
     """Training on words that were counted before."""
@@ -455,7 +465,21 @@ class _Counts:
             if not resume:
                 _forget(cache)
             taken |= {"cache": cache, "progress": progress}
-        return from_counts(self.file.words(), vocab_size, list(self.special_tokens), tie_break=tie_break, **taken)
+        return from_counts(self.words, vocab_size, list(self.special_tokens), tie_break=tie_break, **taken)
+
+    def counts(self, cache_dir: Path | None) -> WordCounts:
+        return self.words
+
+    @cached_property
+    def words(self) -> WordCounts:
+        return self.file.words()
+
+
+def _keep_frequent_words(stored: StoredTokenizer, counts: WordCounts | None, folder: Path, backend: str | None) -> None:
+    """Let the backend that would encode with this tokenizer keep what training counted, if it has a use for it."""
+    built = _built(stored, backend)
+    if counts is not None and hasattr(built, "keep_frequent_words"):
+        built.keep_frequent_words(counts, folder)
 
 
 def _has(function: Any, parameter: str) -> bool:

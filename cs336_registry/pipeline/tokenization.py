@@ -98,12 +98,8 @@ def read(folder: Path, backend: str | None = None) -> RunTokenizer:
         stored = tokenizer_folder.read(folder)
     except ValueError as error:
         raise MismatchError(str(error)) from None
-    tokenizer = registry.get("tokenizer", backend=backend)
-    return RunTokenizer(
-        tokenizer(stored.vocab, stored.merges, list(stored.special_tokens), pattern=stored.pattern),
-        folder,
-        stored.metadata,
-    )
+    tokenizer = tokenizer_folder.build(registry.get("tokenizer", backend=backend), stored, folder)
+    return RunTokenizer(tokenizer, folder, stored.metadata)
 
 
 def _train(

@@ -198,10 +198,19 @@ def _encode_part(tokenizer: Any, source: str, start: int, end: int, part: str, d
                 if stage is not None:
                     stage.advance(len(block))
 
-    ids = tokenizer.encode_iterable(decoded(text()))
-    with atomic_write(part) as file:
+    def chunks() -> Iterator[np.ndarray]:
+        if hasattr(tokenizer, "encode_range"):  # a backend that makes arrays need not make a Python number of each id
+            yield tokenizer.encode_range(source, start, end)
+            if stage is not None:
+                stage.advance(end - start)
+            return
+        ids = tokenizer.encode_iterable(decoded(text()))
         while len(chunk := np.fromiter(islice(ids, CHUNK_TOKENS), dtype=np.int64)):
-            file.write(chunk.astype(dtype).tobytes())
+            yield chunk
+
+    with atomic_write(part) as file:
+        for chunk in chunks():
+            file.write(chunk.astype(dtype, copy=False).tobytes())
     return end - start
 
 

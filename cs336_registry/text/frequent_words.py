@@ -5,20 +5,25 @@ knows them before its first text. They change no id: a file that is missing, dam
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
 import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .files import StrPath, atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .training_cache import WordCounts
 
 logger = logging.getLogger(__name__)
 
 NAME = "frequent_words.bin"
-MOST_WORDS = 1 << 17
+MOST_WORDS = 1 << 18
 LONGEST_WORD = 255
 _MAGIC = b"cs336 frequent words 1\n"
 _HEADER = struct.Struct("<16s16sQ")
@@ -35,18 +40,25 @@ class FrequentWords:
     ids: bytes
 
     @classmethod
-    def of(cls, words: Sequence[bytes], ids: Sequence[Sequence[int]]) -> FrequentWords:
-        flat = array("I", [token_id for found in ids for token_id in found])
-        return cls(bytes(map(len, words)), bytes(map(len, ids)), b"".join(words), _little_endian(flat).tobytes())
+    def of(cls, words: Sequence[bytes], ids: np.ndarray, id_starts: np.ndarray) -> FrequentWords:
+        """`ids` of all words one after another, those of word i from id_starts[i]."""
+        id_counts = (id_starts[1:] - id_starts[:-1]).astype("u1").tobytes()
+        return cls(bytes(map(len, words)), id_counts, b"".join(words), ids.astype("<u4").tobytes())
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
-def most_frequent(counts: Mapping[bytes, int], most: int = MOST_WORDS) -> list[bytes]:
+def most_frequent(counts: WordCounts, most: int = MOST_WORDS) -> list[bytes]:
     """Up to `most` pretokens of at most 255 bytes that occur more than once, the most frequent first."""
-    eligible = ((-count, word) for word, count in counts.items() if count > 1 and 0 < len(word) <= LONGEST_WORD)
-    return [word for _, word in heapq.nsmallest(most, eligible)]
+    import numpy as np
+
+    eligible = np.flatnonzero((counts.counts > 1) & (counts.lengths > 0) & (counts.lengths <= LONGEST_WORD))
+    order = eligible[np.argsort(-counts.counts[eligible], kind="stable")[:most]]
+    ends = np.cumsum(counts.lengths, dtype=np.int64)
+    starts = ends - counts.lengths
+    text = counts.text
+    return [text[start:end] for start, end in zip(starts[order].tolist(), ends[order].tolist(), strict=True)]
 
 
 def tokenizer_key(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -8,8 +8,9 @@ written last: where it is, the other two are complete.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ def read(folder: StrPath) -> StoredTokenizer:
             f"the files were changed or mixed; delete the folder to train it again"
         )
     return stored
+
+
+def build(builder: Callable[..., Any], stored: StoredTokenizer, folder: StrPath) -> Any:
+    """The tokenizer's object; a builder that takes `folder` finds there what else was kept with the tokenizer."""
+    more = {"folder": folder} if "folder" in inspect.signature(builder).parameters else {}
+    return builder(stored.vocab, stored.merges, list(stored.special_tokens), pattern=stored.pattern, **more)
 
 
 def read_metadata(folder: StrPath) -> dict[str, Any]:

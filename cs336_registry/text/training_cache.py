@@ -104,6 +104,11 @@ class WordCounts:
     def to_dict(self) -> dict[bytes, int]:
         return dict(self.items())
 
+    @property
+    def num_bytes(self) -> int:
+        """How much text was counted, without special tokens."""
+        return int(self.lengths @ self.counts)
+
 
 def identify(paths: Sequence[Path], special_tokens: Sequence[str], pattern: str) -> CorpusIdentity | None:
     """The identity of a corpus, from every byte of its files; None for standard input, which can't be read twice."""

@@ -43,6 +43,7 @@ from cs336_registry.components import pretoken_counter as counter_contract
 from cs336_registry.text import frequent_words, samples
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.training_cache import TrainingCache, identify
+from cs336_registry.text.training_cache import WordCounts as KeptCounts
 from tests.fuzzing import PATTERNS, SPECIAL_TOKEN_LISTS, expected_counts, naive_merges
 
 from .fuzzing import counted, engine_merges
@@ -408,7 +409,7 @@ def test_frequent_words_change_no_id(tmp_path: Path, compiled: None, caplog: pyt
     vocab, merges = bpe_trainer(path, 600, SPECIAL)
     counts = pretoken_counter(path, SPECIAL) | {b"a" * 300: 5}
     expected = Tokenizer(vocab, merges, SPECIAL).encode(text)
-    Tokenizer(vocab, merges, SPECIAL).keep_frequent_words(counts, tmp_path)
+    Tokenizer(vocab, merges, SPECIAL).keep_frequent_words(KeptCounts.of(counts), tmp_path)
     key = frequent_words.tokenizer_key(vocab, merges)
     kept = frequent_words.read(tmp_path, key)
     assert len(kept) == sum(count > 1 and len(word) < 256 for word, count in counts.items())
