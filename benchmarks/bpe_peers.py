@@ -158,7 +158,7 @@ def encode_numba_bpe(path: str, vocabulary: str, num_threads: int) -> Callable[[
     from cs336_numba_bpe.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(*read_vocabulary(vocabulary), [END], folder=Path(vocabulary).parent)
-    tokenizer.prepare()
+    tokenizer.prepare(num_threads)
     return lambda: tokenizer.encode_to_array(path, num_threads=num_threads)
 
 

@@ -16,6 +16,7 @@ from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
 from .constants import (
     DONE,
+    INLINE_BYTES,
     MAX_CACHED_BYTES,
     MAX_LOAD_DENOMINATOR,
     MAX_LOAD_NUMERATOR,
@@ -137,9 +138,8 @@ def _byte_merges(merges: Sequence[tuple[bytes, bytes]], results: Sequence[int]) 
 
 def _key_masks() -> np.ndarray:
     """For pretokens of 0 to 15 bytes: the masks of two words of text, and the length where a key has it."""
-    masks = [
-        ((1 << 8 * min(length, 8)) - 1, (1 << 8 * max(length - 8, 0)) - 1, length << 56, 0) for length in range(16)
-    ]
+    lengths = range(INLINE_BYTES + 1)
+    masks = [((1 << 8 * min(size, 8)) - 1, (1 << 8 * max(size - 8, 0)) - 1, size << 56, 0) for size in lengths]
     return np.array(masks, np.uint64).ravel()
 
 

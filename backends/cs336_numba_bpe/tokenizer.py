@@ -201,7 +201,7 @@ class Tokenizer:
         return self._table.take()
 
     def _encode_plain_file(self, path: Path, num_threads: int | None) -> Iterator[np.ndarray]:
-        from .byte_ranges import ByteRange, cut_into_ranges
+        from .byte_ranges import cut_into_ranges
         from .word_counter import available_cpus
 
         special = self._encoder_vocab.special_tokens

@@ -209,7 +209,9 @@ def merge_long(count, ids, following, preceding, heap, batch, merge_table):
 
 
 @kernel
-def merge_word(address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap, batch):  # fmt: skip
+def merge_word(
+    address, start, length, byte_ids, byte_merges, merge_table, state, ids, following, preceding, heap, batch
+):
     """Write the ids of a pretoken to `ids`; returns how many, or -1 for a byte that has no id (state[NEEDED])."""
     before = int64(0)
     for offset in range(length):
