@@ -1,7 +1,7 @@
 """One library, one task, in a fresh process: what bpe_training.py and encoding.py start and measure from outside.
 
     python benchmarks/bpe_peers.py train  PEER CORPUS VOCAB_SIZE OUT
-    python benchmarks/bpe_peers.py encode PEER CORPUS VOCABULARY OUT
+    python benchmarks/bpe_peers.py encode PEER CORPUS VOCABULARY OUT THREADS WARM_PASSES
 
 train writes the merges (a pair of hex strings a line); encode writes the ids as a flat array. The last line of output
 is a JSON object with the library's version and the seconds of the phases that can be told apart.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -162,24 +163,40 @@ def encode_numba_bpe(path: str, vocabulary: str, num_threads: int) -> Callable[[
     return lambda: tokenizer.encode_to_array(path, num_threads=num_threads)
 
 
-def encode_gigatoken(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
-    """encode() has one thread; the batch has many, and drops the separators, which are put back in between."""
+def gigatoken_tokenizer(vocabulary: str, num_threads: int) -> Any:
     os.environ["RAYON_NUM_THREADS"] = str(num_threads)
-    import awkward
+    import awkward  # noqa: F401 - the library's batches need it, and would import it in their first pass
     import gigatoken
+
+    return gigatoken.Tokenizer.from_json(hugging_face_tokenizer(vocabulary).to_str())
+
+
+def flat(rows: Any) -> Any:
+    """gigatoken's rows as one array; the text is one row, as only then its special tokens keep their ids."""
+    import awkward
     import numpy as np
 
-    tokenizer = gigatoken.Tokenizer.from_json(hugging_face_tokenizer(vocabulary).to_str())
-    content = Path(path).read_bytes()
-    if num_threads == 1:
-        return lambda: tokenizer.encode(content)
+    return np.asarray(awkward.flatten(rows))
 
-    def encode() -> Any:
-        rows = tokenizer.encode_batch(content.split(END.encode()), parallel=True)
-        ends = np.cumsum(np.asarray(awkward.num(rows)))
-        return np.insert(np.asarray(awkward.flatten(rows)), ends[:-1], 0)
 
-    return encode
+def encode_gigatoken(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
+    """encode(): one thread, the text in memory."""
+    tokenizer, content = gigatoken_tokenizer(vocabulary, num_threads), Path(path).read_bytes()
+    return lambda: tokenizer.encode(content)
+
+
+def encode_gigatoken_batch(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
+    """encode_batch(): the text in memory."""
+    tokenizer, content = gigatoken_tokenizer(vocabulary, num_threads), Path(path).read_bytes()
+    return lambda: flat(tokenizer.encode_batch([content], parallel=num_threads > 1))
+
+
+def encode_gigatoken_files(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
+    """encode_files(): it reads the file itself."""
+    import gigatoken
+
+    tokenizer, source = gigatoken_tokenizer(vocabulary, num_threads), gigatoken.TextFileSource([path])
+    return lambda: flat(tokenizer.encode_files(source, parallel=num_threads > 1))
 
 
 def encode_tiktoken(path: str, vocabulary: str, num_threads: int) -> Callable[[], Any]:
@@ -222,6 +239,8 @@ def hugging_face_tokenizer(vocabulary: str) -> Any:
 ENCODERS: dict[str, Callable[[str, str, int], Callable[[], Any]]] = {
     "numba_bpe": encode_numba_bpe,
     "gigatoken": encode_gigatoken,
+    "gigatoken_batch": encode_gigatoken_batch,
+    "gigatoken_files": encode_gigatoken_files,
     "tiktoken": encode_tiktoken,
     "tokenizers": encode_tokenizers,
 }
@@ -231,7 +250,7 @@ def version_of(peer: str) -> str:
     from importlib.metadata import version
 
     own = ("numba_bpe", "numba_bpe_smallest_ids", "heap_bpe", "reference")
-    return version("cs336-registry" if peer in own else peer)
+    return version("cs336-registry" if peer in own else peer.partition("_")[0])
 
 
 def main() -> None:
@@ -244,10 +263,17 @@ def main() -> None:
         return
     import numpy as np
 
-    encode = clock(phases, "load", lambda: ENCODERS[peer](corpus, argument, int(rest[0])))
-    clock(phases, "first", encode)
-    ids = clock(phases, "warm", encode)
-    np.asarray(ids).astype(np.uint32).tofile(out)
+    threads, passes = map(int, rest)
+    encode = clock(phases, "load", lambda: ENCODERS[peer](corpus, argument, threads))
+    ids = clock(phases, "first", encode)
+    clock(phases, "write", lambda: ids.tofile(out))
+    warm = []
+    for _ in range(passes):
+        clock(phases, "warm", encode)
+        warm.append(phases["warm"])
+    if warm:
+        phases["warm"] = statistics.median(warm)
+    ids.astype(np.uint32).tofile(out)
     print(json.dumps({"version": version_of(peer), "phases": phases, "ids": len(ids)}))
 
 

@@ -105,7 +105,7 @@ def build_encoder_vocab(
     """Arrays for the encoder. The seeds are `seed_words`, then the vocab's own tokens; then `frequent_words`."""
     id_of, special_id_of = text_ids(vocab), special_ids(vocab, special_tokens)
     table = build_special_token_table(special_tokens)
-    merge_table = np.zeros((1 << max(4, (4 * len(merges)).bit_length()), 2), np.uint64)
+    merge_table = np.zeros((1 << max(4, (2 * len(merges)).bit_length()), 2), np.uint64)
     merge_table[:, 0] = NO_KEY
     columns = [[id_of[left] for left, _ in merges], [id_of[right] for _, right in merges], range(len(merges))]
     results = [id_of[left + right] for left, right in merges]
