@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .blocks import DTYPES
@@ -43,8 +44,14 @@ def _array_arguments(array: np.ndarray | memoryview, dtype: str, dimensions: int
         found, contiguous = DTYPES.get(array.format, array.format), array.c_contiguous
         size, address = array.nbytes // array.itemsize, ctypes.addressof((ctypes.c_char * 0).from_buffer(array))
     else:
-        found, contiguous = array.dtype.name, array.flags.c_contiguous
+        found, contiguous = _name(array.dtype), array.flags.c_contiguous
         size, address = array.size, array.ctypes.data
     if found != dtype or array.ndim != dimensions or not contiguous:
         raise TypeError(f"expected a contiguous {dimensions}-D {dtype} array, got {array.ndim}-D {found}")
     return [None, None, size, array.itemsize, address, *array.shape, *array.strides]
+
+
+@cache
+def _name(dtype: np.dtype) -> str:
+    """numpy makes the name anew each time, which takes longer than all else here."""
+    return dtype.name
