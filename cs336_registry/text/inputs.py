@@ -90,7 +90,7 @@ def _expand_one(name: StrPath) -> list[Path]:
     if path == STANDARD_INPUT or path.is_file() or path.is_fifo():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
+        found = sorted(file for file in _below(path) if file.is_file() and not _is_hidden(file.relative_to(path)))
         if not found:
             raise FileNotFoundError(f"the folder {path} has no files: pass a file or a folder with text files in it")
         return found
@@ -100,6 +100,16 @@ def _expand_one(name: StrPath) -> list[Path]:
             raise FileNotFoundError(f"no file matches {str(name)!r}: check the pattern and the folder {Path.cwd()}")
         return matches
     raise FileNotFoundError(f"there is no file {str(name)!r}: pass the path of a text file")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder; Path.rglob passes over folders that it may not read, and the text would be missing."""
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"the folder {error.filename} can't be read ({error.strerror}): allow it, or name files instead")
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -64,6 +64,6 @@ def test_a_node_killed_on_the_way_changes_nothing(tmp_path):
     assert record["nodes"] == 2, "only one node has counted"
     assert 0 < record["killed_after"] < record["shards"], record
     assert record["taken"] == list(range(record["shards"])), "a shard was taken twice or not at all"
-    assert record["last_node_is_the_head"]
+    assert record["the_head_counted_what_was_lost"]
     assert record["the_backend_agrees"]
     assert "damaged.txt.gz is damaged" in record["error"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
 import sys
 import tracemalloc
 from types import SimpleNamespace
@@ -125,3 +127,20 @@ def test_long_files_take_little_memory(tmp_path):
 def test_utf8_of_surrogates():
     assert utf8("a🙂") == "a🙂".encode()
     assert utf8("\ud83d\ude42\ud800") == "🙂\ufffd".encode()
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.txt").write_text("text")
+    (tmp_path / "sealed").mkdir()
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("sealed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    assert expand(tmp_path) == [tmp_path / "open" / "a.txt"]
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(OSError, match=r"the folder .*sealed can't be read \(Permission denied\): allow it, or name"):
+        expand(tmp_path)
