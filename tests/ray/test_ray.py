@@ -55,7 +55,7 @@ def test_bad_options_are_named(tmp_path, options):
 def test_a_node_killed_on_the_way_changes_nothing(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(english(3_000_000) + samples.tricky(2000), encoding="utf-8", newline="")
-    command = [sys.executable, "-m", "tests.ray.two_nodes", str(corpus), "150000"]
+    command = [sys.executable, "-m", "tests.ray.two_nodes", str(corpus), "60000"]
     finished = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=550)
     assert finished.returncode == 0, finished.stderr[-3000:]
     record = json.loads(finished.stdout.splitlines()[-1])

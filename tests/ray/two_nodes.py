@@ -1,7 +1,7 @@
 """A process that counts on a cluster of two nodes of this machine and kills one of them in the middle of a shard.
 
-Started by test_ray.py with the corpus and the bytes of a shard; prints what happened as JSON. Once both nodes have
-counted, the second holds its next shard until it is killed: what it had begun is surely lost.
+Started by test_ray.py with the corpus and the bytes of a shard; prints what happened as JSON. The second node counts
+one shard and holds its next one until it is killed: what it had begun is surely lost.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def wake(*nodes: str) -> None:
 
 
 def held_on_one_node(one, special_tokens, pattern, counter):
-    """`count_shard`, which never comes back on the node that the file .hold names."""
-    hold = one.path.with_suffix(".hold")
-    if hold.exists() and hold.read_text() == ray.get_runtime_context().get_node_id():
-        one.path.with_suffix(".held").write_text(str(one.start))
-        time.sleep(600)
-    return count_shard(one, special_tokens, pattern, counter)
+    """`count_shard`, which comes back only once on the node that the file .hold names."""
+    counted = count_shard(one, special_tokens, pattern, counter)
+    if one.path.with_suffix(".hold").read_text() == counted.node:
+        counted_before = one.path.with_suffix(".counted_before")
+        if counted_before.exists():
+            one.path.with_suffix(".held").write_text(str(one.start))
+            time.sleep(600)
+        counted_before.touch()
+    return counted
 
 
 def main() -> None:
@@ -53,7 +56,8 @@ def main() -> None:
     wake(cluster.head_node.node_id, second.node_id)
     ranges = file_ranges([corpus], GPT2_PATTERN, SPECIAL_TOKENS, shard_bytes)
     counting.count_shard = held_on_one_node
-    hold, held = corpus.with_suffix(".hold"), corpus.with_suffix(".held")
+    corpus.with_suffix(".hold").write_text(second.node_id)
+    held = corpus.with_suffix(".held")
     counts: Counter[bytes] = Counter()
     taken: list[int] = []
     nodes: list[str] = []
@@ -62,8 +66,6 @@ def main() -> None:
         counts.update(counted.words.to_dict())
         taken.append(position)
         nodes.append(counted.node)
-        if len(set(nodes)) == 2 and not hold.exists():
-            hold.write_text(second.node_id)
         if held.exists() and not killed_after:
             cluster.remove_node(second, allow_graceful=False)
             killed_after = len(taken)
@@ -78,12 +80,12 @@ def main() -> None:
     }
     counting.count_shard = count_shard
     # The backend's own function takes the connection that is there, and a task's error is raised as it is.
-    again = pretoken_counter(corpus, SPECIAL_TOKENS, counter="reference", shard_bytes=5 * shard_bytes, max_ram="1MB")
+    again = pretoken_counter(corpus, SPECIAL_TOKENS, counter="reference", shard_bytes=12 * shard_bytes, max_ram="1MB")
     record["the_backend_agrees"] = again == dict(counts)
     damaged = corpus.with_name("damaged.txt.gz")
     damaged.write_bytes(gzip.compress(corpus.read_bytes())[:-9])
     try:
-        pretoken_counter([corpus, damaged], SPECIAL_TOKENS, counter="reference", shard_bytes=5 * shard_bytes)
+        pretoken_counter([corpus, damaged], SPECIAL_TOKENS, counter="reference", shard_bytes=12 * shard_bytes)
     except ValueError as error:
         record["error"] = str(error)
     ray.shutdown()
