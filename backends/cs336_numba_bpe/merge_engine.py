@@ -161,7 +161,7 @@ class MergeEngine:
         places = state[NEEDED]
         neighbours = min(2 * places, 2 * state[NUM_TOKENS]) + 4
         self._grow(FOUND_ARRAYS, places)
-        self._grow(("arena",), state[ARENA_USED] + 3 * places, factor=1.5)
+        self._grow(("arena",), state[ARENA_USED] + 2 * places + len(self.found), factor=1.5)
         self._grow(ROW_ARRAYS, state[NUM_ROWS] + neighbours)
         self._grow(HEAP_ARRAYS, max(state[HEAP_SIZE] + neighbours, places + 1024))
         self._grow(("token_bytes",), state[TOKEN_BYTES_USED] + state[LENGTH])

@@ -230,7 +230,7 @@ def merge_pairs(
         neighbours = min(2 * num_places, 2 * state[NUM_TOKENS]) + 4
         if (
             num_places > found.shape[0]
-            or state[ARENA_USED] + 3 * num_places > arena.shape[0]
+            or state[ARENA_USED] + 2 * num_places + found.shape[0] > arena.shape[0]
             or state[NUM_ROWS] + neighbours > row_keys.shape[0]
             or 2 * (state[PAIR_KEYS_USED] + neighbours) > keys.shape[0]
             or state[HEAP_SIZE] + neighbours > heap_counts.shape[0]
@@ -318,7 +318,7 @@ def merge_pairs(
         # New pairs: (neighbour, result), then (result, neighbour). Where two merged places touch, the second saw the
         # result in front of it and the first saw `left` behind it, which has gone since: those are taken off again. The
         # places of dropped pairs, and of separators as neighbours, overwrite one another at the arena's end.
-        dropped = arena.shape[0] - num_places
+        dropped = arena.shape[0] - found.shape[0]
         for side in range(2):
             for index in range(num_left if side == 0 else num_right):
                 if side == 0:
