@@ -1,47 +1,152 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one call: the kernel tests in float32, float16 and bfloat16, tensors of more
-# than 2**31 elements, the op benchmarks beside the card's limits, and new configuration tables (part "tuning").
+# Everything that only a GPU can show, in one call of about ten minutes, the most valuable figures first.
 #
-#   OUT=results bash benchmarks/gpu_round.sh [tests|large|ops|tuning ...]      (default: tests large ops)
+#   bash benchmarks/gpu_round.sh wheels .whl        here, with a network: what the GPU machine lacks, into a folder
+#   OUT=results WHEELS=.whl GIT_COMMIT=$(git describe --always --dirty=+) bash benchmarks/gpu_round.sh [part ...]
+#   REHEARSE=1 bash benchmarks/gpu_round.sh         the same on a CPU, at toy sizes, kernels in the interpreter
 #
-# Logs and rows go to $OUT (default benchmarks/results). A failing part does not stop the others; the exit status is the
-# number of failed parts. PYTHON chooses the interpreter (default python).
+# Needs Python >= 3.11 with torch, Triton, numpy, pytest, pytest-xdist, pluggy and jaxtyping (PYTHON chooses it); neither a
+# network nor an installed checkout. Parts, each within its own time limit in seconds (in brackets) and all within BUDGET
+# (570):
+#
+#   prepare   compiles kernels, candidates and peers in the background, so that the parts below find full caches
+#   tests     [130] tests/triton in float32, float16 and bfloat16, inside CUDA graphs too
+#   ops       [110] every op but attention beside its peers and the card's limits
+#   attention [60]  attention beside SDPA (default, cuDNN, FlashAttention-2), flash-attn where present
+#   step      [150] a training step of a 124 M and a 1 B model
+#   large     [25]  tensors of more than 2**31 elements
+#   tuning    [50]  the candidates' times, and a table of the winners: $OUT/sm_90.json
+#   tuned     [45]  the ops again, with that table
+#   kit       [250] only where it is named: the conformance kit, and its record for the README's grid
+#
+# The log, JSON rows (card, driver, versions, commit, and the copy bandwidth and matrix rate of the same run) and the
+# table, seven files in all, go to $OUT (default benchmarks/results). Rows are on disk as soon as their op is done, so a
+# part that is cut short keeps what it measured. A failing part does not stop the others; the exit status is the number of
+# failed parts. To keep the results: append $OUT/*.jsonl to benchmarks/results and copy the table to
+# backends/cs336_triton/tables.
 set -u
 cd "$(dirname "$0")/.."
-unset TRITON_INTERPRET
-out=${OUT:-benchmarks/results}
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
+root=$PWD
+
+if [ "${1:-}" = wheels ]; then
+    # Pure Python, or built for CPython 3.12 on x86-64.
+    exec "$python" -m pip download --no-deps --only-binary=:all: --python-version "${WHEELS_PYTHON:-3.12}" \
+        --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+        --platform manylinux2014_x86_64 -d "${2:-.whl}" \
+        cyclopts docstring-parser rich-rst docutils msgspec beartype liger-kernel
+fi
+
+out=$(mkdir -p "${OUT:-benchmarks/results}" && cd "${OUT:-benchmarks/results}" && pwd)
+budget=${BUDGET:-570}
+rehearse=${REHEARSE:-}
+all=(prepare tests ops attention step large tuning tuned)
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests large ops)
-mkdir -p "$out"
-export PYTHONPATH="$PWD:$PWD/backends${PYTHONPATH:+:$PYTHONPATH}"
+[ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
+site=$(mktemp -d)
+trap 'rm -rf "$site"; [ -z "${preparing:-}" ] || kill -- -"$preparing" 2>/dev/null' EXIT
 failed=0
 
-step() { # name, then the command; its output is shown and kept
-    local name=$1
-    shift
-    echo "== $name: $*"
-    local start=$SECONDS
-    "$@" 2>&1 | tee "$out/$name.log"
+if [ -n "${WHEELS:-}" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl ||
+        { echo "gpu_round: the wheels in $WHEELS can't be installed"; exit 100; }
+fi
+# Entry points are how backends and the pytest plugin are found; a checkout that is not installed has none.
+"$python" - "$site" <<'METADATA' || exit 100
+import pathlib, sys, tomllib
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+folder = pathlib.Path(sys.argv[1], f"cs336_registry-{project['version']}.dist-info")
+folder.mkdir()
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+lines = []
+for group, points in project["entry-points"].items():
+    lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items()), ""]
+(folder / "entry_points.txt").write_text("\n".join(lines))
+METADATA
+export PYTHONPATH="$root:$root/backends:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4
+
+if [ -n "$rehearse" ]; then
+    export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
+    budget=7200 slower=10
+    device=cpu dtype=float32 toy=--rehearse workers=(-p no:xdist) sizes=(rehearsal) several=1
+    tests=(tests/triton/test_silu.py tests/triton/test_cuda_graphs.py)
+    backends=(triton torch)
+else
+    unset TRITON_INTERPRET
+    slower=1
+    device=cuda dtype=bfloat16 toy="" workers=(-n 12) sizes=(gpt2_124m 1b) several=6
+    tests=(tests/triton)
+    backends=(triton torch+compile torch,rmsnorm=liger,swiglu=liger,cross_entropy=liger torch triton+compile)
+    nvidia-smi >> "$out/round.log" 2>&1 || { echo "gpu_round: nvidia-smi finds no GPU"; exit 100; }
+    "$python" -c "import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())" ||
+        { echo "gpu_round: torch sees no GPU"; exit 100; }
+fi
+
+pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider -W default)
+
+part() { # name, limit in seconds, then the command; its output is shown and kept
+    local name=$1 limit=$(($2 * slower)) left=$((budget - SECONDS)) start=$SECONDS
+    shift 2
+    [ "$limit" -lt "$left" ] || limit=$left
+    if [ "$limit" -le 5 ]; then
+        echo "== $name: not run, $SECONDS of $budget seconds are over"
+        failed=$((failed + 1))
+        return
+    fi
+    echo "== $name (at most $limit s): $*" | tee -a "$out/round.log"
+    # Interrupted rather than terminated: pytest then still says what failed.
+    timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/round.log"
     local status=${PIPESTATUS[0]}
-    echo "== $name: exit $status after $((SECONDS - start)) s"
+    echo "== $name: exit $status after $((SECONDS - start)) s" | tee -a "$out/round.log"
     [ "$status" -eq 0 ] || failed=$((failed + 1))
 }
 
-nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || { echo "gpu_round: nvidia-smi finds no GPU"; exit 100; }
-"$python" -c "import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())" ||
-    { echo "gpu_round: torch sees no GPU"; exit 100; }
+ops() { "$python" benchmarks/triton_ops.py --output "$out/triton_ops.jsonl" $toy "$@"; }
+tuning() { "$python" benchmarks/triton_tuning.py --output "$out" $toy "$@"; }
+step() { "$python" benchmarks/training_step.py --device "$device" --dtype "$dtype" --out "$out/training_step.jsonl" "$@"; }
+prepare() {
+    if [ -n "$rehearse" ]; then
+        ops --prepare --only silu --backends triton
+    else
+        nice "$python" benchmarks/triton_tuning.py --compile 90 --processes "$several" --dtypes bfloat16 &
+        ops --prepare --only rmsnorm swiglu rope attention &
+        ops --prepare --only softmax cross_entropy silu embedding &
+        wait
+    fi
+}
+export -f ops tuning step prepare
+export python out toy device dtype rehearse several
 
-for part in "${parts[@]}"; do
-    case $part in
-        tests) step tests "$python" -m pytest -q tests/triton --deselect tests/triton/test_cross_compilation.py \
-            --ignore tests/triton/test_beyond_int32.py --junitxml "$out/tests.xml" ;;
-        large) step large "$python" -m pytest -q tests/triton/test_beyond_int32.py --junitxml "$out/large.xml" ;;
-        ops) for dtype in ${DTYPES:-bfloat16}; do
-            step "ops_$dtype" "$python" benchmarks/triton_ops.py --dtype "$dtype" --output "$out/triton_ops.jsonl"
-        done ;;
-        tuning) step tuning "$python" benchmarks/triton_tuning.py --seconds "${TUNE_SECONDS:-480}" --output "$out" ;;
-        *) echo "gpu_round: unknown part '$part' (tests, large, ops, tuning)"; failed=$((failed + 1)) ;;
+for name in "${parts[@]}"; do
+    case $name in
+        prepare)
+            set -m
+            bash -c prepare > "$out/prepare.log" 2>&1 &
+            preparing=$!
+            set +m
+            [ -z "$rehearse" ] || wait "$preparing" || failed=$((failed + 1)) ;;
+        tests)
+            part tests 130 "${pytest[@]}" "${workers[@]}" "${tests[@]}" \
+                --ignore tests/triton/test_cross_compilation.py --ignore tests/triton/test_beyond_int32.py ;;
+        large) part large 25 "${pytest[@]}" tests/triton/test_beyond_int32.py ;;
+        ops)
+            part ops 110 bash -c 'ops --skip attention linear_cross_entropy adamw && ops --only linear_cross adamw' ;;
+        attention) part attention 60 bash -c 'ops --only attention' ;;
+        step)
+            part step 100 bash -c 'step --size "$1" --batch 16 --rounds 5 --backends "${@:2}"' - \
+                "${sizes[0]}" "${backends[@]}"
+            [ -z "${sizes[1]:-}" ] ||
+                part step 50 bash -c 'step --size "$1" --batch 8 --rounds 3 --alone --seconds 40 --backends "${@:2}"' - \
+                    "${sizes[1]}" "${backends[@]:0:3}" ;;
+        tuning) part tuning 50 bash -c 'tuning --seconds 42 --dtypes bfloat16' ;;
+        tuned) part tuned 45 bash -c 'ops --table "$out/sm_90.json" --label tuned --backends triton sdpa_cudnn' ;;
+        kit)
+            part kit 250 "${pytest[@]}" "${workers[@]}" --pyargs cs336_registry.conformance --cs336-backend=triton \
+                --cs336-json "$out/triton_kit.json" ;;
+        *) echo "gpu_round: unknown part '$name' (${all[*]} kit)"
+            failed=$((failed + 1)) ;;
     esac
 done
+echo "== $failed parts failed; results in $out:"
+ls "$out"
 exit "$failed"

@@ -5,6 +5,9 @@ With `max_l2_norm` the step first takes the norm of all gradients (two small lau
 where it reads the gradients, so that clipping costs one more read of the gradients instead of two reads and a write:
 32 bytes per float32 parameter for norm, clip and update. The factor never leaves the device; `.grad` is not changed.
 
+A step can be captured in a CUDA graph. Learning rate and bias correction are numbers of the host, which a graph repeats
+as they were: capture forward and backward, and step outside, where they shall change.
+
 `update` is registered as an operator that mutates its lists, so that a compiled step keeps it whole; the eager step
 calls the function and tells autograd itself: handing some hundred tensors through the dispatcher costs more.
 """

@@ -139,9 +139,6 @@ def forward(
 
     def run(chosen: Configuration) -> None:
         blocks = triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads
-        descriptors = chosen["DESCRIPTORS"] and _describable(k) and _describable(v)
-        if descriptors:
-            allow_scratch_memory()
         launch(
             kernels.attention_forward_kernel,
             (min(blocks, card(q.device).multiprocessors) if chosen["PERSISTENT"] else blocks,),
@@ -149,7 +146,7 @@ def forward(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *output.stride()[:3], *mask_strides,
             *(batch, heads, queries, keys, scale * math.log2(math.e)),
             **constants,
-            **{**chosen.keywords, "DESCRIPTORS": descriptors},
+            **_described(chosen, k, v),
         )  # fmt: skip
 
     run(_choose("attention_forward", q, v, mask, document_ids, is_causal, run))
@@ -199,7 +196,7 @@ def backward(
             *(q, k, v, grad, lse, statistics, delta, grad_q, *masks),
             *(*strides, *grad_q.stride()[:3], *mask_strides, heads, queries, keys, scale, factor),
             **constants,
-            **chosen.keywords,
+            **_described(chosen, k, v),
         )
 
     def run_keys(chosen: Configuration) -> None:
@@ -211,7 +208,7 @@ def backward(
             *(kv_heads, queries, keys, scale, factor),
             EVEN_QUERIES=queries % chosen["BLOCK_M"] == 0,
             **constants,
-            **chosen.keywords,
+            **_described(chosen, q, grad),
         )
 
     for kernel, run, wanted in (
@@ -304,6 +301,15 @@ def _readable(x: Tensor) -> Tensor:
     return x if close and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
 
 
+def _described(chosen: Configuration, *walked: Tensor) -> dict[str, Any]:
+    """The keywords of `chosen`, with pointers in place of descriptors where a tensor that is walked has none."""
+    keywords = chosen.keywords
+    if keywords["DESCRIPTORS"]:
+        keywords["DESCRIPTORS"] = all(_describable(x) for x in walked)
+        allow_scratch_memory()
+    return keywords
+
+
 def _describable(x: Tensor) -> bool:
     """Whether the copy engine can fetch tiles of `x`: starts and rows at multiples of 16 bytes."""
     aligned = all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
@@ -386,18 +392,20 @@ def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: 
 
 
 def _plain(kernel: str) -> dict[str, bool]:
-    """Pointers, one block of queries per program, every warp doing the same."""
-    forward_only = {"DESCRIPTORS": False, "PERSISTENT": False} if kernel == "attention_forward" else {}
-    return {"WARP_SPECIALIZE": False, **forward_only}
+    """Pointers, one block per program, every warp doing the same."""
+    forward_only = {"PERSISTENT": False} if kernel == "attention_forward" else {}
+    return {"DESCRIPTORS": False, "WARP_SPECIALIZE": False, **forward_only}
 
 
 def _variants(kernel: str, dtype: torch.dtype, card: Card) -> tuple[dict[str, bool], ...]:
     """The plain kernel first; from Hopper on, what the copy engine and a persistent grid may add to it."""
     plain = _plain(kernel)
-    if kernel != "attention_forward" or dtype.itemsize > 2 or card.capability < (9, 0):
+    if dtype.itemsize > 2 or card.capability < (9, 0):
         return (plain,)
     # Not WARP_SPECIALIZE: Triton 3.7 compiles it to the same code on Hopper and does not compile it for Blackwell.
     described = {**plain, "DESCRIPTORS": True}
+    if kernel != "attention_forward":
+        return plain, described
     return plain, described, {**plain, "PERSISTENT": True}, {**described, "PERSISTENT": True}
 
 

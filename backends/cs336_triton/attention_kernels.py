@@ -318,15 +318,15 @@ def load_normaliser(lse, statistics, rows, queries, PRECISE: tl.constexpr):
 
 @triton.jit
 def query_gradient_tiles(
-    grad_q, q_tile, grad_tile, peak, log2_total, delta, k, v, stride_kn, stride_vn, first, end, rows, row_ids,
-    queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
+    grad_q, q_tile, grad_tile, peak, log2_total, delta, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn, first,
+    end, rows, row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
     D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EDGE: tl.constexpr,
-    PRECISE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Add the part of dQ / scale that comes from keys `first ... end`."""
     for start in tl.range(first, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        k_tile = load_tile(k, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE)
+        k_tile = load_rows(k, k_descriptor, stride_kn, start, keys, D, BLOCK_N, BLOCK_D, EDGE, DESCRIPTORS)
         zeros = tl.zeros([q_tile.shape[0], BLOCK_N], dtype=grad_q.dtype)
         exponents = dot(q_tile, tl.trans(k_tile), zeros) * scale_log2 - peak[:, None]
         if PRECISE:
@@ -340,7 +340,7 @@ def query_gradient_tiles(
             )  # fmt: skip
             exponents = tl.where(keep, exponents, float("-inf"))
         probabilities = tl.exp2(exponents)
-        v_tile = load_tile(v, stride_vn, start, keys, VALUE_D, BLOCK_N, BLOCK_V, EDGE)
+        v_tile = load_rows(v, v_descriptor, stride_vn, start, keys, VALUE_D, BLOCK_N, BLOCK_V, EDGE, DESCRIPTORS)
         grad_scores = probabilities * (dot(grad_tile, tl.trans(v_tile), zeros) - delta[:, None])
         grad_q = dot(narrow(grad_scores, k_tile.dtype), k_tile, grad_q)
     return grad_q
@@ -355,7 +355,8 @@ def attention_query_gradient_kernel(
     heads, queries, keys, scale, scale_log2,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    PRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of BLOCK_M queries of one head, summed over all their keys."""
     program = tl.program_id(0).to(tl.int64)
@@ -396,6 +397,11 @@ def attention_query_gradient_kernel(
     if HAS_MASK or HAS_DOCUMENTS:
         full_end = first
 
+    k_descriptor = k
+    v_descriptor = v
+    if DESCRIPTORS:
+        k_descriptor = tl.make_tensor_descriptor(k, [keys, D], [stride_kn, 1], [BLOCK_N, BLOCK_D])
+        v_descriptor = tl.make_tensor_descriptor(v, [keys, VALUE_D], [stride_vn, 1], [BLOCK_N, BLOCK_V])
     q_tile = load_tile(q, stride_qm, start_m, queries, D, BLOCK_M, BLOCK_D, True)
     grad_tile = load_tile(grad, stride_gm, start_m, queries, VALUE_D, BLOCK_M, BLOCK_V, True)
     peak, log2_total = load_normaliser(lse, statistics, rows, queries, PRECISE)
@@ -404,32 +410,35 @@ def attention_query_gradient_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACCUMULATOR)
     if not (HAS_MASK or HAS_DOCUMENTS):
         total = query_gradient_tiles(
-            total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, stride_kn, stride_vn, first, full_end, rows,
-            row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D,
-            VALUE_D,
-            BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, False, PRECISE, WARP_SPECIALIZE,
+            total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, k_descriptor, v_descriptor, stride_kn,
+            stride_vn, first, full_end, rows, row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n,
+            documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
+            False, PRECISE, DESCRIPTORS, WARP_SPECIALIZE,
         )  # fmt: skip
     total = query_gradient_tiles(
-        total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, stride_kn, stride_vn, full_end, end, rows,
-        row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D,
-        BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, PRECISE, False,
+        total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn,
+        full_end, end, rows, row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents,
+        stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, PRECISE,
+        DESCRIPTORS, False,
     )  # fmt: skip
     store_tile(grad_q, stride_dqm, start_m, queries, total * scale, D, BLOCK_M, BLOCK_D)
 
 
 @triton.jit
 def key_gradient_tiles(
-    grad_k, grad_v, k_tile, v_tile, q, grad, lse, statistics, delta, stride_qm, stride_gm, first, end, columns,
-    column_ids,
-    queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents, stride_document,
+    grad_k, grad_v, k_tile, v_tile, q, grad, q_descriptor, grad_descriptor, lse, statistics, delta, stride_qm,
+    stride_gm, first, end, columns, column_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n,
+    documents, stride_document,
     D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, EVEN_QUERIES: tl.constexpr,
-    EDGE: tl.constexpr, PRECISE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    EDGE: tl.constexpr, PRECISE: tl.constexpr, DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Add the parts of dK / scale and dV that come from queries `first ... end`. Tiles are (keys, queries) here."""
     for start in tl.range(first, end, BLOCK_M, warp_specialize=WARP_SPECIALIZE):
         rows = start + tl.arange(0, BLOCK_M)
-        q_tile = load_tile(q, stride_qm, start, queries, D, BLOCK_M, BLOCK_D, not EVEN_QUERIES)
+        q_tile = load_rows(
+            q, q_descriptor, stride_qm, start, queries, D, BLOCK_M, BLOCK_D, not EVEN_QUERIES, DESCRIPTORS
+        )
         zeros = tl.zeros([k_tile.shape[0], BLOCK_M], dtype=grad_k.dtype)
         peak, log2_total = load_normaliser(lse, statistics, rows, queries, PRECISE)
         exponents = dot(k_tile, tl.trans(q_tile), zeros) * scale_log2 - peak[None, :]
@@ -443,7 +452,9 @@ def key_gradient_tiles(
             )  # fmt: skip
             exponents = tl.where(keep, exponents, float("-inf"))
         probabilities = tl.exp2(exponents)
-        grad_tile = load_tile(grad, stride_gm, start, queries, VALUE_D, BLOCK_M, BLOCK_V, not EVEN_QUERIES)
+        grad_tile = load_rows(
+            grad, grad_descriptor, stride_gm, start, queries, VALUE_D, BLOCK_M, BLOCK_V, not EVEN_QUERIES, DESCRIPTORS
+        )
         grad_v = dot(narrow(probabilities, grad_tile.dtype), grad_tile, grad_v)
         delta_rows = tl.load(delta + rows, mask=rows < queries, other=0.0)
         grad_scores = probabilities * (dot(v_tile, tl.trans(grad_tile), zeros) - delta_rows[None, :])
@@ -461,7 +472,7 @@ def attention_key_gradient_kernel(
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     PRECISE: tl.constexpr, EVEN_QUERIES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """One program: dK and dV of BLOCK_N keys of one key head, summed over the queries of all its GROUP heads."""
     program = tl.program_id(0).to(tl.int64)
@@ -503,6 +514,13 @@ def attention_key_gradient_kernel(
         head = kv_head * GROUP + member
         head_q = q + batch * stride_qb + head * stride_qh
         head_grad = grad + batch * stride_gb + head * stride_gh
+        q_descriptor = head_q
+        grad_descriptor = head_grad
+        if DESCRIPTORS:
+            q_descriptor = tl.make_tensor_descriptor(head_q, [queries, D], [stride_qm, 1], [BLOCK_M, BLOCK_D])
+            grad_descriptor = tl.make_tensor_descriptor(
+                head_grad, [queries, VALUE_D], [stride_gm, 1], [BLOCK_M, BLOCK_V]
+            )
         head_lse = lse + (batch * kv_heads * GROUP + head) * queries
         head_statistics = statistics
         if PRECISE:
@@ -512,19 +530,18 @@ def attention_key_gradient_kernel(
         if HAS_MASK:
             head_mask = mask + (batch * stride_mask_b + head * stride_mask_h)
         total_k, total_v = key_gradient_tiles(
-            total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_statistics, head_delta, stride_qm,
-            stride_gm,
-            first, edge_end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m, stride_mask_n,
-            documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-            EVEN_QUERIES, True, PRECISE, False,
+            total_k, total_v, k_tile, v_tile, head_q, head_grad, q_descriptor, grad_descriptor, head_lse,
+            head_statistics, head_delta, stride_qm, stride_gm, first, edge_end, columns, column_ids, queries, keys,
+            scale_log2, head_mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
+            BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, True, PRECISE, DESCRIPTORS, False,
         )  # fmt: skip
         if not (HAS_MASK or HAS_DOCUMENTS):
             total_k, total_v = key_gradient_tiles(
-                total_k, total_v, k_tile, v_tile, head_q, head_grad, head_lse, head_statistics, head_delta, stride_qm,
-                stride_gm, edge_end, end, columns, column_ids, queries, keys, scale_log2, head_mask, stride_mask_m,
-                stride_mask_n,
-                documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-                EVEN_QUERIES, False, PRECISE, WARP_SPECIALIZE,
+                total_k, total_v, k_tile, v_tile, head_q, head_grad, q_descriptor, grad_descriptor, head_lse,
+                head_statistics, head_delta, stride_qm, stride_gm, edge_end, end, columns, column_ids, queries, keys,
+                scale_log2, head_mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
+                BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, False, PRECISE, DESCRIPTORS,
+                WARP_SPECIALIZE,
             )  # fmt: skip
     store_tile(grad_k, stride_dkn, start_n, keys, total_k * scale, D, BLOCK_N, BLOCK_D)
     store_tile(grad_v, stride_dvn, start_n, keys, total_v, VALUE_D, BLOCK_N, BLOCK_V)

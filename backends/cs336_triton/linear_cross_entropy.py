@@ -12,7 +12,7 @@ the backward pass, which computes the logits again: a fourth product.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ import triton.language as tl
 from cs336_registry.components.linear_cross_entropy import check
 
 from .configurations import Configuration, configuration
-from .cross_entropy import highest_and_log_sum, reduce_losses, target_logit
+from .cross_entropy import highest_and_log_sum, lane_width, reduce_losses, target_logit
 from .operators import differentiable, operator, power_of_two_up_to, scalar
 from .runtime import (
     PRODUCTION_DTYPES,
@@ -75,11 +75,12 @@ def loss_kernel(
     WRITE_GRADIENT: tl.constexpr,
     GIVEN_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """One row: its loss, then `(softmax - one hot) [* grad]` over its logits, the second read coming from the cache."""
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_pointer + row * logits_stride
-    highest, log_sum = highest_and_log_sum(logits_row, n_cols, logits_stride, ACCUMULATOR, BLOCK)
+    highest, log_sum = highest_and_log_sum(logits_row, n_cols, logits_stride, ACCUMULATOR, BLOCK, WIDTH)
     target = tl.load(target_pointer + row).to(tl.int64)
     if WRITE_LOSS:
         loss = log_sum + (highest - target_logit(logits_row, target, n_cols, ACCUMULATOR))
@@ -151,6 +152,7 @@ def walk_chunks(
     stride = triton.cdiv(vocab, 16) * 16
     logits_buffer = torch.empty(min(rows, n_rows), stride, dtype=x.dtype, device=x.device)
     chosen = configuration("linear_cross_entropy", x.device, x.dtype, "any", default_loss)
+    block = power_of_two_up_to(chosen["TILE"], vocab)
     for first in range(0, n_rows, rows):
         chunk = slice(first, min(first + rows, n_rows))
         x_chunk = x[chunk]
@@ -169,7 +171,8 @@ def walk_chunks(
             WRITE_LOSS=losses is not None,
             WRITE_GRADIENT=want_x or want_weight,
             GIVEN_GRAD=grad is not None,
-            BLOCK=power_of_two_up_to(chosen["TILE"], vocab),
+            BLOCK=block,
+            WIDTH=lane_width(block, x.dtype),
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
         )
@@ -182,13 +185,29 @@ def walk_chunks(
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """total = a @ b, or total += a @ b after the first chunk; narrow operands, a wide sum."""
+    beta = 0 if first else 1
     if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-    elif a.is_cuda:
+        torch.addmm(total, a, b, beta=beta, out=total)
+    elif not a.is_cuda:
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)
+    elif _adds_to_float32(a.device):
         # cuBLAS multiplies bfloat16 and adds to float32 itself.
-        torch.addmm(total, a, b, out_dtype=total.dtype, beta=0 if first else 1, out=total)
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
+    elif first:
+        torch.mm(a, b, out_dtype=total.dtype, out=total)
     else:
-        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=0 if first else 1, out=total)
+        total += torch.mm(a, b, out_dtype=total.dtype)
+
+
+@cache
+def _adds_to_float32(device: torch.device) -> bool:
+    """Whether this PyTorch adds a product of bfloat16 matrices to a float32 one; some versions want one dtype."""
+    product = torch.zeros(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        torch.addmm(product.float(), product, product, out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
 
 
 def forward(

@@ -3,13 +3,12 @@
 A launch reads two tables. The chunk table has one row per program, (tensor, first entry), and depends on the tensors'
 sizes alone. The address table has one row per tensor: an address for each operand, then the number of entries. Both are
 cached by their content, so that a training step whose tensors stay in place copies nothing to the device. A copy is
-made from pinned memory without waiting; under a CUDA graph the memory behind a captured copy is kept for good.
+made from pinned memory without waiting. A CUDA graph's tables and the memory they are copied from are kept for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,6 @@ CHUNK = 16384
 
 ALIGNMENT = 16
 """Bytes that one thread moves at once, where every address allows it."""
-
-_captured: list[Any] = []
 
 
 @triton.jit
@@ -57,14 +54,12 @@ def launch_over(
     numels = tuple(tensor.numel() for tensor in operands[0])
     device = operands[0][0].device
     addresses = tuple(tensor.data_ptr() for operand_tensors in operands for tensor in operand_tensors)
-    # A table that another stream is still copying must not be used: each stream has its own.
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    chunks = _chunk_table(numels, device, stream)
+    chunks = _table(_chunks, numels, device)
     launch(
         kernel,
         (chunks.shape[0],),
         chunks,
-        _address_table(addresses, numels, device, stream),
+        _table(_addresses, (addresses, numels), device),
         *arguments,
         COLUMNS=len(operands) + 1,
         CHUNK=CHUNK,
@@ -79,32 +74,62 @@ def number_of_chunks(numels: Sequence[int]) -> int:
     return sum(-(-numel // CHUNK) for numel in numels)
 
 
-@lru_cache(maxsize=64)
-def _chunk_table(numels: tuple[int, ...], device: torch.device, stream: int) -> torch.Tensor:
+def _chunks(numels: tuple[int, ...]) -> np.ndarray:
     per_tensor = -(-np.array(numels, dtype=np.int64) // CHUNK)
     tensors = np.repeat(np.arange(len(numels)), per_tensor)
     first_chunks = np.repeat(np.cumsum(per_tensor) - per_tensor, per_tensor)
     firsts = (np.arange(len(tensors)) - first_chunks) * CHUNK
-    return _on_device(np.stack([tensors, firsts], axis=1), device)
+    return np.stack([tensors, firsts], axis=1)
 
 
-@lru_cache(maxsize=64)
-def _address_table(
-    addresses: tuple[int, ...], numels: tuple[int, ...], device: torch.device, stream: int
-) -> torch.Tensor:
+def _addresses(content: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
+    addresses, numels = content
     by_operand = np.array(addresses, dtype=np.int64).reshape(-1, len(numels))
-    return _on_device(np.concatenate([by_operand.T, np.array(numels, dtype=np.int64)[:, None]], axis=1), device)
+    return np.concatenate([by_operand.T, np.array(numels, dtype=np.int64)[:, None]], axis=1)
 
 
-def _on_device(table: np.ndarray, device: torch.device) -> torch.Tensor:
-    host = torch.from_numpy(np.ascontiguousarray(table, dtype=np.int64))
+MOST_TABLES = 128
+PINNED_ENTRIES = 1 << 20
+_tables: dict[Any, torch.Tensor] = {}
+_captured: list[Any] = []
+_pinned: list[torch.Tensor] = []
+"""Memory for the tables of CUDA graphs, pinned before a capture begins: a capture may forbid to pin any."""
+
+
+def _table(make: Any, content: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+    """`make(content)` on the device: kept for the next call, and for good where a CUDA graph reads it."""
+    # A table that another stream is still copying must not be used: each stream has its own.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    key = (make, content, device, stream)
+    table = _tables.get(key)
+    if table is None:
+        host = torch.from_numpy(np.ascontiguousarray(make(content), dtype=np.int64))
+        table = _on_device(host, device, capturing)
+        # What is copied during a capture arrives when the graph runs: no other call may count on it.
+        if not capturing:
+            while len(_tables) >= MOST_TABLES:
+                del _tables[next(iter(_tables))]
+            _tables[key] = table
+    if capturing:
+        _captured.append(table)
+    return table
+
+
+def _on_device(host: torch.Tensor, device: torch.device, capturing: bool) -> torch.Tensor:
     if device.type != "cuda":
         return host.to(device)
-    pinned = host.pin_memory()
-    on_device = pinned.to(device, non_blocking=True)
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append((pinned, on_device))
-    return on_device
+    if not _pinned:
+        _pinned.append(torch.empty(PINNED_ENTRIES, dtype=torch.int64, pin_memory=True))
+    if capturing and host.numel() <= _pinned[0].numel():
+        memory, _pinned[0] = _pinned[0].split([host.numel(), _pinned[0].numel() - host.numel()])
+        pinned = memory.view(host.shape).copy_(host)
+        _captured.append(pinned)
+    else:
+        pinned = host.pin_memory()
+        if capturing:
+            _captured.append(pinned)
+    return pinned.to(device, non_blocking=True)
 
 
 def contiguous(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

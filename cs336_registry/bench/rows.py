@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -57,7 +58,9 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that runs, with "+" where the working tree differs; empty outside a checkout."""
+    """The commit that runs, with "+" where the working tree differs; GIT_COMMIT names it outside a checkout."""
+    if os.environ.get("GIT_COMMIT"):
+        return os.environ["GIT_COMMIT"]
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=True

@@ -280,22 +280,33 @@ def test_autograd_function_of_the_course(is_causal):
 
 
 @pytest.mark.parametrize("variant", ["descriptors", "descriptors_persistent", "persistent", "warp_specialized"])
-def test_faster_variants_give_the_same_bits(attention, variant):
+@pytest.mark.parametrize("kv_heads", [2, 1], ids=["heads", "grouped"])
+def test_faster_variants_give_the_same_bits(attention, variant, kv_heads):
     """Tensor descriptors, a persistent grid and warp roles change who fetches what, and no arithmetic."""
     from cs336_triton import configurations
 
     make = maker()
-    given = [make.normal(2, 2, 75, 16) for _ in range(3)]
+    given = list(arguments(make, (2, 2), 75, 75, 16, kv_heads=kv_heads).values())
+    output_grad = make.normal(2, 2, 75, 16)
+
+    def values_and_gradients(*inputs):
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        result = attention(*leaves, is_causal=True)
+        return [result, *torch.autograd.grad(result, leaves, output_grad)]
+
     with configurations.experiment({}) as found:
-        plain = attention(*given, is_causal=True)
-    ((key, (default, *_)),) = found.found.items()
-    changed = {name.upper(): name in variant for name in ("descriptors", "persistent")}
-    changed["WARP_SPECIALIZE"] = variant == "warp_specialized"
-    chosen = configurations.Configuration.of(
-        default.num_warps, default.num_stages, **{**dict(default.constants), **changed}
-    )
-    with configurations.experiment({key: chosen}):
-        assert torch.equal(attention(*given, is_causal=True), plain)
+        plain = values_and_gradients(*given)
+    wanted = {name.upper(): name in variant for name in ("descriptors", "persistent")}
+    wanted["WARP_SPECIALIZE"] = variant == "warp_specialized"
+    chosen = {}
+    for key, (default, *_) in found.found.items():
+        constants = dict(default.constants)
+        changed = constants | {name: value for name, value in wanted.items() if name in constants}
+        chosen[key] = configurations.Configuration.of(default.num_warps, default.num_stages, **changed)
+    assert len(chosen) == 4
+    with configurations.experiment(chosen):
         # Rows that do not start at multiples of 16 bytes can't be described: pointers are used instead.
         strided = [torch.cat([x, x[..., :3]], dim=-1)[..., :16] for x in given]
-        assert torch.equal(attention(*strided, is_causal=True), plain)
+        for inputs in (given, strided):
+            for one, other in zip(values_and_gradients(*inputs), plain, strict=True):
+                assert torch.equal(one, other)

@@ -17,6 +17,10 @@ FORBIDDEN = {
     "inline_asm_elementwise": "inline assembly does not exist in the interpreter",
     "autotune": "tuning is asked for, not done at start: use configurations.configuration",
     "atomic_add": "the order of atomic additions changes from run to run",
+    **{
+        name: "the host must not wait for the device: keep the number in a tensor"
+        for name in ("item", "tolist", "cpu", "nonzero", "synchronize")
+    },
 }
 
 
@@ -76,8 +80,9 @@ def test_the_rules_are_kept(name):
         ("@triton.autotune(configs=[], key=[])\ndef kernel(): ...", "tuning is asked for"),
         ("tl.atomic_add(x, 1.0)", "atomic additions"),
         ("y = tl.extra.libdevice.tanh(x)", "libdevice"),
+        ("if norm.item() > max_l2_norm: ...", "must not wait"),
     ],
-    ids=["uncast", "int32", "block_pointer", "dot", "libdevice_import", "autotune", "atomic", "libdevice_call"],
+    ids=["uncast", "int32", "block_pointer", "dot", "libdevice_import", "autotune", "atomic", "libdevice_call", "item"],
 )
 def test_a_breach_is_found(source, complaint):
     assert any(complaint in line for line in lint(source)), lint(source)
