@@ -3,8 +3,8 @@
     python benchmarks/triton_tuning.py [--only attention:bfloat16_d128_causal rmsnorm] [--seconds 900] [--output FOLDER]
 
 The launches are the production calls that the op files declare, with random contents. For each kernel, dtype and
-shape bucket its own candidates are timed, or the neighbours of its default where it names none; a candidate that spills
-or does not fit is left out. Every timing is printed. The table is written anew after each kernel, so that a run that is
+shape bucket its own candidates are timed, or the neighbours of its default where it names none; a candidate that does
+not fit is left out. Every timing is printed. The table is written anew after each kernel, so that a run that is
 cut short keeps what it found; it says how much of the default's time each winner takes.
 
 Two ways need no GPU. `--compile 90` compiles every candidate for that capability in `--processes` processes, prints
@@ -183,9 +183,7 @@ def time_all(the_card: Any, call: Callable[[], object], key: Any, candidates: An
                 launch.kernel[launch.grid](*arguments, **launch.keywords)
 
         try:
-            compiled = [launch.kernel[launch.grid](*arguments, **launch.keywords) for launch, arguments in prepared]
-            if any(getattr(kernel, "n_spills", 0) for kernel in compiled) and candidate != candidates[0]:
-                continue
+            run()
             timed[candidate] = do_bench(run, warmup=5, rep=30, return_mode="median")
         except (OutOfResources, PTXASError, CompilationError) as error:
             print(f"{' '.join(key)}: {candidate.keywords} left out: {type(error).__name__}", flush=True)

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 WIDEST_TILE = 16384
 """Longer rows are walked in tiles: a forward tile is a row in registers, and 16384 entries are what 16 warps hold."""
-WIDEST_BACKWARD_TILE = 8192
-"""The backward tile holds x, dy, the weight and the partial sum of dW at once."""
+WIDEST_BACKWARD_TILE = 16384
+"""The backward tile holds x, dy and the partial sum of dW at once, and the weight too up to WIDEST_WITH_WEIGHT."""
+WIDEST_WITH_WEIGHT = 8192
 WALKING_TILE = 4096
 
 
@@ -140,14 +141,20 @@ def backward_kernel(
     x_stride,
     ACCUMULATOR: tl.constexpr,
     ADD: tl.constexpr,
+    KEEP_WEIGHT: tl.constexpr,
     STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx = rstd * (w dy - x rstd mean(w dy x rstd)) [+ total_grad where ADD], and one partial row of dW a program."""
+    """dx = rstd * (w dy - x rstd mean(w dy x rstd)) [+ total_grad where ADD], and one partial row of dW a program.
+
+    Where a row is so long that x, dy and the partial row fill the registers, the weight is read again for each row: it
+    lies in the cache.
+    """
     columns = tl.arange(0, BLOCK)[None, :]
     in_columns = columns < n_cols
-    weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
+    if KEEP_WEIGHT:
+        weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
     weight_grad = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
     step = tl.num_programs(0) * ROWS
     for first in tl.range(tl.program_id(0).to(tl.int64) * ROWS, n_rows, step, num_stages=STAGES):
@@ -159,6 +166,8 @@ def backward_kernel(
         rstd = tl.load(rstd_pointer + rows, mask=in_rows, other=0.0)
         normal = value * rstd
         weight_grad += grad * normal
+        if not KEEP_WEIGHT:
+            weight = tl.load(weight_pointer + columns, mask=in_columns, other=0.0).to(ACCUMULATOR)
         grad *= weight
         projection = tl.sum(grad * normal, axis=1, keep_dims=True) / n_cols
         x_grad = rstd * (grad - normal * projection)
@@ -308,7 +317,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
     if n_cols <= WIDEST_BACKWARD_TILE:
         block = triton.next_power_of_2(n_cols)
         chosen = configuration(
-            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_backward, block=block)
+            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_backward, block=block, dtype=x.dtype)
         )
         programs = min(programs, triton.cdiv(n_rows, chosen["ROWS"]))
         partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
@@ -328,6 +337,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             extra.stride(0),
             x.stride(0),
             ADD=add,
+            KEEP_WEIGHT=block <= WIDEST_WITH_WEIGHT,
             BLOCK=block,
             **constants,
             **chosen.keywords,
@@ -395,10 +405,14 @@ def default_forward(card: Card, *, block: int) -> Configuration:
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
 
 
-def default_backward(card: Card, *, block: int) -> Configuration:
-    """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads one block of rows ahead."""
+def default_backward(card: Card, *, block: int, dtype: torch.dtype) -> Configuration:
+    """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads one block of rows ahead.
+
+    The longest rows of float32 do not fit the shared memory twice.
+    """
     rows = max(1, 4096 // block)
-    return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows, STAGES=2)
+    stages = 1 if block * dtype.itemsize > 32768 else 2
+    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows, STAGES=stages)
 
 
 def production_calls() -> Iterator[tuple[str, Any]]:

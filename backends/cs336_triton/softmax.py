@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 WIDEST_TILE = 32768
 WIDEST_BACKWARD_TILE = 16384
 """The backward pass holds two rows at once: 32768 entries of each would spill."""
-WALKING_TILE = 4096
 
 
 def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
@@ -129,18 +128,30 @@ def backward_kernel(
 
 
 def default_tile(card: Card, *, block: int) -> Configuration:
-    """About 2048 entries a tile, at most 64 a thread; walked rows one by one."""
-    rows = 1 if block >= WALKING_TILE else max(1, 2048 // block)
+    """About 2048 entries a tile, at most 64 a thread."""
+    rows = max(1, 2048 // block)
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
 
 
-def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], default: Any, widest: int) -> None:
+def walking_tiles(card: Card) -> tuple[Configuration, ...]:
+    """For rows that are read twice: many warps a row, so that few rows are at work and the cache still holds them."""
+    return tuple(
+        Configuration.of(num_warps=warps, ROWS=1, BLOCK=block)
+        for warps, block in ((32, 4096), (16, 8192), (32, 8192), (32, 16384), (16, 4096), (8, 4096))
+    )
+
+
+def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], widest: int) -> None:
     n_rows, n_cols = rows.shape
     if not rows.numel():
         return
-    walk = n_cols > widest
-    block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
-    chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default, block=block))
+    walk, block = n_cols > widest, triton.next_power_of_2(n_cols)
+    if walk:
+        chosen = configuration(
+            name, rows.device, rows.dtype, "walk", lambda card: walking_tiles(card)[0], candidates=walking_tiles
+        )
+    else:
+        chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default_tile, block=block))
     launch(
         kernel,
         (triton.cdiv(n_rows, chosen["ROWS"]),),
@@ -151,8 +162,7 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], de
         rows.stride(0),
         ACCUMULATOR=accumulator(rows.dtype),
         WALK=walk,
-        BLOCK=block,
-        **chosen.keywords,
+        **{"BLOCK": block, **chosen.keywords},
     )
 
 
@@ -166,16 +176,14 @@ def production_calls() -> Iterator[tuple[str, Any]]:
 
 def _forward(x: Tensor) -> Tensor:
     output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), default_tile, WIDEST_TILE)
+    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), WIDEST_TILE)
     return output
 
 
 def _backward(grad: Tensor, output: Tensor) -> Tensor:
     x_grad = torch.empty(output.shape, dtype=output.dtype, device=output.device)
     rows = contiguous_rows(grad)
-    _launch(
-        backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), default_tile, WIDEST_BACKWARD_TILE
-    )
+    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), WIDEST_BACKWARD_TILE)
     return x_grad
 
 

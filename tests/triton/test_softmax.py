@@ -95,7 +95,7 @@ def test_gradcheck_of_a_walked_row(softmax, monkeypatch):
 
     monkeypatch.setattr(module, "WIDEST_TILE", 4)
     monkeypatch.setattr(module, "WIDEST_BACKWARD_TILE", 4)
-    monkeypatch.setattr(module, "WALKING_TILE", 4)
+    monkeypatch.setattr(module, "walking_tiles", lambda card: (module.Configuration.of(BLOCK=4, ROWS=1),))
     x = maker("float64").normal(3, 11)
     torch.testing.assert_close(softmax(x), x.softmax(-1))
     check_gradients_numerically(softmax, x)
