@@ -39,10 +39,14 @@ def python_function(name: str, address: int, kernel: Kernel) -> Callable[..., in
     return call
 
 
+_Start = ctypes.c_char * 0
+"""What a block begins with, also where it is empty."""
+
+
 def _array_arguments(array: np.ndarray | memoryview, dtype: str, dimensions: int) -> list[Any]:
     if isinstance(array, memoryview):
         found, contiguous = DTYPES.get(array.format, array.format), array.c_contiguous
-        size, address = array.nbytes // array.itemsize, ctypes.addressof((ctypes.c_char * 0).from_buffer(array))
+        size, address = array.nbytes // array.itemsize, ctypes.addressof(_Start.from_buffer(array))
     else:
         found, contiguous = _name(array.dtype), array.flags.c_contiguous
         size, address = array.size, array.ctypes.data
