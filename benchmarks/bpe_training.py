@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for corpus in options.corpora[:1]:
-            start_once(slice_of(corpus, 1_000_000, folder), folder, options)
+            start_once(slice_of(corpus, 10_000_000, folder), folder, options)
         for corpus in options.corpora:
             for size in options.sizes or [None]:
                 text = corpus if size is None else slice_of(corpus, int(size * 1e6), folder)
