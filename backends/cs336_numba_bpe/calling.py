@@ -44,15 +44,12 @@ _Start = ctypes.c_char * 0
 
 
 def _array_arguments(array: np.ndarray | memoryview, dtype: str, dimensions: int) -> list[Any]:
-    if isinstance(array, memoryview):
-        found, contiguous = DTYPES.get(array.format, array.format), array.c_contiguous
-        size, address = array.nbytes // array.itemsize, ctypes.addressof(_Start.from_buffer(array))
-    else:
-        found, contiguous = _name(array.dtype), array.flags.c_contiguous
-        size, address = array.size, array.ctypes.data
-    if found != dtype or array.ndim != dimensions or not contiguous:
+    is_view = isinstance(array, memoryview)
+    found = DTYPES.get(array.format, array.format) if is_view else _name(array.dtype)
+    if found != dtype or array.ndim != dimensions or not (array.c_contiguous if is_view else array.flags.c_contiguous):
         raise TypeError(f"expected a contiguous {dimensions}-D {dtype} array, got {array.ndim}-D {found}")
-    return [None, None, size, array.itemsize, address, *array.shape, *array.strides]
+    address = ctypes.addressof(_Start.from_buffer(array)) if is_view else array.ctypes.data
+    return [None, None, array.nbytes // array.itemsize, array.itemsize, address, *array.shape, *array.strides]
 
 
 @cache
