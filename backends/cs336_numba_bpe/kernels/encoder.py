@@ -355,12 +355,11 @@ def put_words(word_bytes, word_starts, word_ids, id_starts, hot, table, arena, i
 
 
 @kernel
-def choose_slots(address, start, ends_address, count, key_masks, hot, table, batch_address):
-    """For `count` pretokens, the first from `start` on: both keys, the address of the slot to look at, which is in
-    `hot` if the pretoken is, and where it begins, four words each."""
+def make_entries(address, start, ends_address, count, key_masks, hot, batch_address):
+    """For `count` pretokens, the first from `start` on: both keys, the hash and where it begins, four words each; and
+    their places in `hot` are asked for."""
     hot_bits = lowest_bit(uint64(hot.shape[0]))
-    masks_address, hot_start, table_start = address_of(key_masks), address_of(hot), address_of(table)
-    mask = uint64(table.shape[0] - 1)
+    masks_address, hot_start = address_of(key_masks), address_of(hot)
     for index in range(count):
         end = int64(load_word(ends_address, 8 * index))
         length = end - start
@@ -371,18 +370,32 @@ def choose_slots(address, start, ends_address, count, key_masks, hot, table, bat
         else:
             key_0, key_1 = long_key(address, start, length)
         digest = key_hash(key_0, key_1)
-        hot_slot = hot_start + 32 * int64(digest >> uint64(64 - hot_bits))
-        slot = table_start + 32 * int64(digest & mask)
-        different = (load_word(hot_slot, 0) ^ key_0) | (load_word(hot_slot, 8) ^ key_1)
-        slot = select(different == ZERO, hot_slot, slot)
-        prefetch(slot, 0)
+        prefetch(hot_start + 32 * int64(digest >> uint64(64 - hot_bits)), 0)
         entry = batch_address + 32 * index
         store_word(entry, 0, key_0)
         store_word(entry, 8, key_1)
-        store_word(entry, 16, uint64(slot))
+        store_word(entry, 16, digest)
         store_word(entry, 24, uint64(start))
         start = end
     return start
+
+
+@kernel
+def choose_slots(count, hot, table, batch_address):
+    """Put the address of the slot to look at in place of each hash: in `hot` if the pretoken is there; ask for it."""
+    hot_bits = lowest_bit(uint64(hot.shape[0]))
+    hot_start, table_start = address_of(hot), address_of(table)
+    mask = uint64(table.shape[0] - 1)
+    for index in range(count):
+        entry = batch_address + 32 * index
+        digest = load_word(entry, 16)
+        hot_slot = hot_start + 32 * int64(digest >> uint64(64 - hot_bits))
+        slot = table_start + 32 * int64(digest & mask)
+        different = (load_word(hot_slot, 0) ^ load_word(entry, 0)) | (load_word(hot_slot, 8) ^ load_word(entry, 8))
+        slot = select(different == ZERO, hot_slot, slot)
+        prefetch(slot, 0)
+        store_word(entry, 16, uint64(slot))
+    return 0
 
 
 @kernel
@@ -423,7 +436,8 @@ def encode_pretokens(
     for first in range(0, count, BATCH):
         number = min(count - first, BATCH)
         ends_address = address_of(ends) + 8 * first
-        start = choose_slots(address, start, ends_address, number, key_masks, hot, table, batch_address)
+        start = make_entries(address, start, ends_address, number, key_masks, hot, batch_address)
+        choose_slots(number, hot, table, batch_address)
         for index in range(number):
             entry = batch_address + 32 * index
             key_0, key_1, place = load_word(entry, 0), load_word(entry, 8), int64(load_word(entry, 16))
