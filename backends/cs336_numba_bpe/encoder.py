@@ -44,8 +44,8 @@ STREAM_SLOTS = 1 << 17
 """The same for text that streams through: 4 MiB of slots."""
 ARENA_BYTES_PER_SLOT = 8
 FIRST_SLOTS = 1 << 14
-HOT_SLOTS = 1 << 15
-"""1 MiB of slots for the most frequent pretokens, which stay in a core's second-level cache."""
+HOT_SLOTS = 1 << 17
+"""4 MiB of slots for the most frequent pretokens: enough for numpy to ask for huge pages, and few share a place."""
 MAX_ENDS = 1 << 10
 """Pretokens found at a time: few enough for their ends to stay in the first-level cache."""
 NO_MERGE = 1 << 62
