@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cs336_reference.bpe_trainer import bpe_trainer
+from cs336_reference.pretoken_counter import pretoken_counter
 from cs336_reference.tokenizer import Tokenizer
 
+from cs336_registry.pipeline import tokenization
 from cs336_registry.text import formats, inspection, samples, tokenizer_folder
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from tests.corpora import SPECIAL_TOKENS, english, vocabulary
@@ -73,6 +76,28 @@ def test_training_keeps_what_the_reference_learns(run, corpus, backend):
     assert stored.special_tokens == tuple(SPECIAL_TOKENS)
     assert stored.metadata["tie_break"] == "greatest_bytes"
     assert stored.metadata["decisions"]["bpe_trainer"]["backend"] == backend
+
+
+@pytest.mark.parametrize("source", ["text", "counts"])
+def test_what_training_counted_seeds_the_encoder(run, corpus, source, monkeypatch):
+    """The folder has the pretokens that came up more than once with their ids; `tokenizer encode` begins with them."""
+    monkeypatch.setattr("cs336_numba_bpe.corpus.WARM_BYTES", 0)
+    monkeypatch.setattr("cs336_numba_bpe.corpus.COLD_BYTES", 0)
+    counts = pretoken_counter(corpus, SPECIAL_TOKENS)
+    given = [corpus, *SPECIAL]
+    if source == "counts":
+        assert run("counts", "build", corpus, *SPECIAL, "--backend", "heap_bpe", "--out", "counts.bin").code == 0
+        given = ["--from-counts", "counts.bin"]
+    words = ("--vocab-size", 500, "--backend", "numba_bpe", "--out", "made")
+    assert run("tokenizer", "train", *given, *words).code == 0
+    built = tokenization.read(Path("made"), "numba_bpe").tokenizer
+    assert len(built._encoder_vocab.known.word_starts) - 1 == sum(count > 1 for count in counts.values())
+    assert (
+        run("tokenizer", "encode", corpus, "--tokenizer", "made", "--backend", "numba_bpe", "--out", "ids.npy").code
+        == 0
+    )
+    text = corpus.read_bytes().decode("utf-8", "replace")
+    assert np.load("ids.npy").tolist() == tokenizer_in("made").encode(text)
 
 
 def test_training_says_how_far_it_is(run, corpus):
