@@ -125,6 +125,7 @@ class Trainer:
         self.token_bytes = data.tokenizer.token_bytes()
         self.token_bytes += [0] * (configuration.model.vocab_size - len(self.token_bytes))
         self.step = 0
+        self.saved_step: int | None = None
         self.best: tuple[int, float] | None = None
         self.evaluation: Evaluation | None = None
         self.samples: tuple[str, ...] = ()
@@ -194,10 +195,9 @@ class Trainer:
         """Save and evaluate where it is time to; leave, saved, where the process was asked to stop."""
         last = self.step == self.configuration.training.steps
         stop = self.group.any(stopped.is_set())
-        saved = self.step in self.checkpoints.steps()
         due = self.step and (last or self.step % self.configuration.checkpoint.every == 0)
         evaluation_due = last or self.step % self.configuration.evaluation.every == 0
-        if stop or (due and not saved):
+        if (stop or due) and self.step != self.saved_step:
             self._flush()
             self._save()
         if stop:
@@ -206,7 +206,8 @@ class Trainer:
         if evaluation_due and not self._evaluated(last):
             self._flush()
             self._evaluate(last)
-        self.checkpoints.prune(self.best[0] if self.best else None)
+        if due or evaluation_due:
+            self.checkpoints.prune(self.best[0] if self.best else None)
 
     def _evaluated(self, last: bool) -> bool:
         """Whether this step's evaluation (the last: with its samples) is in the metrics, from before a restart."""
@@ -275,7 +276,7 @@ class Trainer:
         self.samples = tuple(texts)
 
     def _note_best(self, found: Evaluation) -> None:
-        if self.step in self.checkpoints.steps() and (self.best is None or found.loss < self.best[1]):
+        if self.step == self.saved_step and (self.best is None or found.loss < self.best[1]):
             self.best = (self.step, found.loss)
 
     def _flush_when_due(self, stage: Stage) -> None:
@@ -339,6 +340,7 @@ class Trainer:
             },
             None if self.group.alone else self.parallel.tensors(),
         )
+        self.saved_step = self.step
         # Writing a checkpoint is not training: it must not lower the next steps' rate.
         self._flushed = time.monotonic()
 
@@ -348,7 +350,8 @@ class Trainer:
         if state:
             check_same_run(state, self.configuration, self.components, self.data.tokenizer, self.folder)
             self._load(state["step"])
-            self.step, self._seconds_before = state["step"], state["seconds"]
+            self.step = self.saved_step = state["step"]
+            self._seconds_before = state["seconds"]
             self.sampler.state = state["sampler"]
             self.best = tuple(state["best"]) if state["best"] else None
             if self.device == "cpu" and state.get("processes", 1) == self.group.world_size:

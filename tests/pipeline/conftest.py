@@ -35,7 +35,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny tensors are slower on two threads, and bit-for-bit comparisons need the same number everywhere."""
     before = torch.get_num_threads()
@@ -76,7 +76,7 @@ TINY = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(corpus_path: Path):
     """tiny("optimizer.lr=1") is the small configuration with that changed."""
 

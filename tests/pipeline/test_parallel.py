@@ -7,21 +7,26 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 
-from cs336_registry.errors import RegistryError
+from cs336_registry.errors import ConfigurationError, RegistryError
 from cs336_registry.pipeline import process_group, trained, training
 from cs336_registry.pipeline.configuration import from_dict
 from cs336_registry.pipeline.errors import MismatchError, RunError
 from cs336_registry.pipeline.evaluation import evaluate
 from cs336_registry.pipeline.metrics import of_kind, read_metrics
 from cs336_registry.pipeline.progress import Progress
+from cs336_registry.pipeline.run_folder import RunFolder
 from cs336_registry.ranks import run_on_ranks
 
 STRATEGIES = {
@@ -32,7 +37,6 @@ STRATEGIES = {
     "fsdp": ["parallel.strategy=fsdp"],
     "fsdp_of_torch": ["parallel.strategy=fsdp", "backend=fsdp=torch"],
 }
-every_strategy = pytest.mark.parametrize("settings", STRATEGIES.values(), ids=STRATEGIES.keys())
 HALFWAY = ["training.steps=8", "schedule.cosine_steps=12"]
 
 TOLERANCE = 12 * 4e-3 * math.sqrt(64 * 2**-24)
@@ -66,7 +70,7 @@ def refusal_on_rank(rank, function, content, out):
     try:
         function(rank, content, out)
     except (RegistryError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error)
 
 
 def rows_of(out, kind="step"):
@@ -88,50 +92,96 @@ def assert_same_weights(one, other):
         assert torch.equal(first[name], second[name]), f"{name} differs"
 
 
-@pytest.fixture
-def undivided(tiny, tmp_path):
-    """The run that all others are held against."""
-    alone(tiny(), tmp_path / "alone")
-    return tmp_path / "alone"
+def assert_nearly_same_weights(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all((first[name] - second[name]).abs().max() < TOLERANCE for name in first)
 
 
-@every_strategy
-def test_two_processes_train_as_one_does(tiny, undivided, tmp_path, settings):
-    summaries = together(tiny(*settings), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undivided), rtol=0, atol=TOLERANCE)
+@pytest.fixture(scope="module")
+def undivided(tiny, tmp_path_factory):
+    """The run that others are held against."""
+    out = tmp_path_factory.mktemp("undivided") / "run"
+    alone(tiny(), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cut_off(tiny, tmp_path_factory):
+    """The first steps of it."""
+    out = tmp_path_factory.mktemp("cut_off") / "run"
+    alone(tiny(*HALFWAY), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def accumulated(tiny, tmp_path_factory):
+    """A run of two parts a step, without clipping."""
+    out = tmp_path_factory.mktemp("accumulated") / "run"
+    alone(tiny("training.gradient_accumulation=2", "optimizer.max_gradient_norm=none"), out)
+    return out
+
+
+@pytest.fixture(scope="module", params=STRATEGIES.values(), ids=STRATEGIES.keys())
+def strategy(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def divided(tiny, strategy, tmp_path_factory):
+    """The run on two processes."""
+    out = tmp_path_factory.mktemp("divided") / "run"
+    return out, together(tiny(*strategy), out)
+
+
+def test_two_processes_train_as_one_does(divided, undivided, strategy):
+    out, summaries = divided
+    np.testing.assert_allclose(losses(out), losses(undivided), rtol=0, atol=TOLERANCE)
     assert summaries[0].evaluation == summaries[1].evaluation and summaries[0].samples == summaries[1].samples
-    for found, expected in zip(rows_of(tmp_path / "run", "evaluation"), rows_of(undivided, "evaluation"), strict=True):
+    for found, expected in zip(rows_of(out, "evaluation"), rows_of(undivided, "evaluation"), strict=True):
         assert (found["step"], found["tokens"]) == (expected["step"], expected["tokens"])
         assert found["loss"] == pytest.approx(expected["loss"], abs=TOLERANCE)
-    found, expected = weights(tmp_path / "run"), weights(undivided)
-    assert found.keys() == expected.keys()
-    assert all((found[name] - expected[name]).abs().max() < TOLERANCE for name in expected)
-    record = trained.RunFolder(tmp_path / "run").record()
+    assert_nearly_same_weights(out, undivided)
+    record = RunFolder(out).record()
     assert (
-        record["processes"] == 2 and ("fsdp" if "parallel.strategy=fsdp" in settings else "ddp") in record["decisions"]
+        record["processes"] == 2 and ("fsdp" if "parallel.strategy=fsdp" in strategy else "ddp") in record["decisions"]
     )
 
 
-@every_strategy
-def test_two_processes_are_one_that_accumulates_two_parts_bit_for_bit(tiny, tmp_path, settings):
+def test_two_processes_are_one_that_accumulates_two_parts_bit_for_bit(tiny, accumulated, strategy, tmp_path):
     """Halving is exact and a sum of two has one order: (g0 + g1) / 2 = g0/2 + g1/2.
 
     Without clipping: FSDP sums the norm in parts.
     """
-    alone(tiny("training.gradient_accumulation=2", "optimizer.max_gradient_norm=none"), tmp_path / "alone")
-    together(tiny(*settings, "optimizer.max_gradient_norm=none"), tmp_path / "run")
-    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
-    assert_same_weights(tmp_path / "run", tmp_path / "alone")
+    together(tiny(*strategy, "optimizer.max_gradient_norm=none"), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(accumulated)
+    assert_same_weights(tmp_path / "run", accumulated)
+
+
+def test_what_two_processes_saved_continues_exactly_on_two_and_nearly_on_one(
+    tiny, divided, undivided, strategy, tmp_path
+):
+    together(tiny(*strategy, *HALFWAY), tmp_path / "two")
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    together(tiny(*strategy), tmp_path / "two")
+    assert losses(tmp_path / "two") == losses(divided[0])
+    assert_same_weights(tmp_path / "two", divided[0])
+    alone(tiny(*strategy), tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(undivided), rtol=0, atol=TOLERANCE)
+
+
+def test_what_one_process_saved_continues_on_two(tiny, cut_off, undivided, strategy, tmp_path):
+    shutil.copytree(cut_off, tmp_path / "run")
+    together(tiny(*strategy), tmp_path / "run")
+    assert [row["processes"] for row in rows_of(tmp_path / "run", "resume")] == [1, 2]
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undivided), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ["training.gradient_accumulation=2"],
-        ["training.gradient_accumulation=2", "backend=ddp=torch"],
+        ["training.gradient_accumulation=2", *STRATEGIES["ddp_of_torch"]],
         ["training.gradient_accumulation=2", *STRATEGIES["fsdp"]],
-        ["training.gradient_accumulation=2", *STRATEGIES["fsdp_of_torch"]],
-        ["training.activation_checkpointing=true"],
         ["training.activation_checkpointing=true", *STRATEGIES["fsdp"]],
         ["training.activation_checkpointing=true", *STRATEGIES["fsdp_of_torch"]],
         ["model.tie_embeddings=true", *STRATEGIES["fsdp"]],
@@ -143,36 +193,17 @@ def test_ways_of_computing_agree(tiny, tmp_path, settings):
     alone(tiny(*settings), tmp_path / "alone")
     together(tiny(*settings), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=0, atol=TOLERANCE)
-    assert all(
-        (a - b).abs().max() < TOLERANCE
-        for a, b in zip(weights(tmp_path / "run").values(), weights(tmp_path / "alone").values(), strict=True)
-    )
+    assert_nearly_same_weights(tmp_path / "run", tmp_path / "alone")
 
 
-@every_strategy
-def test_a_run_saved_by_two_processes_continues_exactly_on_two_and_nearly_on_one(tiny, undivided, tmp_path, settings):
-    together(tiny(*settings), tmp_path / "whole")
-    for name, continued in (("two", together), ("one", alone)):
-        together(tiny(*settings, *HALFWAY), tmp_path / name)
-        continued(tiny(*settings), tmp_path / name)
-    assert losses(tmp_path / "two") == losses(tmp_path / "whole")
-    assert_same_weights(tmp_path / "two", tmp_path / "whole")
-    np.testing.assert_allclose(losses(tmp_path / "one"), losses(undivided), rtol=0, atol=TOLERANCE)
-
-
-@every_strategy
-def test_a_run_saved_by_one_process_continues_on_two(tiny, undivided, tmp_path, settings):
-    alone(tiny(*settings, *HALFWAY), tmp_path / "run")
-    together(tiny(*settings), tmp_path / "run")
-    assert [row["processes"] for row in rows_of(tmp_path / "run", "resume")] == [1, 2]
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undivided), rtol=0, atol=TOLERANCE)
-
-
-def test_strategies_may_change_between_two_starts(tiny, undivided, tmp_path):
+def test_strategies_may_change_between_two_starts(tiny, tmp_path):
+    """With rows that can't be divided evenly."""
+    sizes = ["model.vocab_size=281", "model.d_ff=33"]
+    alone(tiny(*sizes), tmp_path / "alone")
     for steps, settings in ((4, "fsdp"), (6, "sharded_optimizer"), (8, "fsdp_of_torch"), (10, "ddp"), (12, "fsdp")):
         limits = [f"training.steps={steps}", "schedule.cosine_steps=12"]
-        together(tiny(*STRATEGIES[settings], *limits), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undivided), rtol=0, atol=TOLERANCE)
+        together(tiny(*sizes, *STRATEGIES[settings], *limits), tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=0, atol=TOLERANCE)
 
 
 def test_shards_hold_every_row_once(tiny, tmp_path):
@@ -244,13 +275,13 @@ def test_evaluation_covers_every_window_once(sequences):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["training.batch_size=3"], r"RunError: training.batch_size = 3 can't be divided among 2 processes: set it to"),
+        (["training.batch_size=3"], r"^training.batch_size = 3 can't be divided among 2 processes: set it to"),
         (["training.gradient_accumulation=4"], r"2 processes and gradient_accumulation = 4: set it to a multiple of 8"),
         (
             ["parallel.strategy=fsdp", "backend=fsdp=triton"],
-            r"UnavailableError: 'triton' was demanded for 'fsdp' .* it does not provide fsdp",
+            r"^'triton' was demanded for 'fsdp' .* it does not provide fsdp",
         ),
-        (["data.train=nowhere.txt"], r"nowhere\.txt"),
+        (["data.train=nowhere.txt"], r"^there is no file 'nowhere\.txt'"),
     ],
 )
 def test_what_cannot_start_is_refused_by_all_in_the_same_words(tiny, tmp_path, settings, words):
@@ -258,11 +289,24 @@ def test_what_cannot_start_is_refused_by_all_in_the_same_words(tiny, tmp_path, s
     assert re.search(words, found), found
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["parallel.strategy=fsdp", "parallel.shard_optimizer=true"], r"belongs to strategy = \"ddp\": .*leave it out"),
+        (["parallel.strategy=tensor"], r"parallel\.strategy = 'tensor': known: ddp, fsdp"),
+        (["parallel.timeout=inf"], r"parallel: timeout = inf: it must be a finite number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tiny, settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        tiny(*settings)
+
+
 def test_another_configuration_is_refused_by_all(tiny, tmp_path):
     together(tiny("training.steps=2", "schedule.warmup_steps=1"), tmp_path / "run")
     changed = tiny("training.steps=2", "schedule.warmup_steps=1", "optimizer.lr=1")
     assert re.search(
-        r"MismatchError: .*optimizer\.lr was 0\.004, is now 1\.0", refusal_together(changed, tmp_path / "run")
+        r"another configuration .*optimizer\.lr was 0\.004, is now 1\.0", refusal_together(changed, tmp_path / "run")
     )
 
 
@@ -301,12 +345,31 @@ def test_a_full_disk_loses_nothing_that_was_saved(tiny, tmp_path):
     configuration = tiny(*STRATEGIES["fsdp"])
     together(tiny(*STRATEGIES["fsdp"], *HALFWAY), tmp_path / "run")
     found = refusal_together(configuration, tmp_path / "run", train_with_full_disk)
-    assert re.search(r"RunError: .*step 10 can't be written .*File too large.* Step 8 is kept: make room", found), found
+    assert re.search(r"step 10 can't be written .*File too large.* Step 8 is kept: make room", found), found
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000005", "step-00000008"]
     together(configuration, tmp_path / "run")
     together(configuration, tmp_path / "whole")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def waits_in_vain(rank):
+    impatient = dist.new_group(timeout=timedelta(seconds=0.5))
+    try:
+        with process_group.current().in_contact(lambda: "step 5 is kept"):
+            if rank == 0:
+                dist.all_reduce(torch.zeros(1), group=impatient)
+            else:
+                time.sleep(2)
+    except RunError as error:
+        return str(error)
+
+
+def test_waiting_for_a_silent_process_ends(tmp_path):
+    said, _ = run_on_ranks(waits_in_vain)
+    assert re.search(
+        r"rank 0 of 2 lost the other processes \(.+\): one of them .*; step 5 is kept\. Run the same", said
+    )
 
 
 def test_processes_without_gpus_of_their_own_are_refused(monkeypatch):
