@@ -108,11 +108,12 @@ class WordCounter:
                 for table in tables:
                     runs.spill(table)
                 return runs.merge(tables[0])
-        first, *others = sorted(tables, key=len, reverse=True)
-        for table in others:
-            first.add(table)
-            table.clear(1)
-        return first.words()[0]
+        tables.sort(key=len, reverse=True)
+        while len(tables) > 1:
+            half = (len(tables) + 1) // 2
+            in_threads(_add_second, list(zip(tables, tables[half:], strict=False)))
+            tables = tables[:half]
+        return tables[0].words()[0]
 
 
 def in_threads(work: Callable[[Any], None], parts: Sequence[Any]) -> None:
@@ -133,6 +134,12 @@ def in_threads(work: Callable[[Any], None], parts: Sequence[Any]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+def _add_second(pair: tuple[CountTable, CountTable]) -> None:
+    first, second = pair
+    first.add(second)
+    second.clear(1)
 
 
 def _next(queue: SimpleQueue[Source]) -> Source | None:

@@ -75,12 +75,12 @@ def test_pretokens_longer_than_a_block(text: str, pattern: str) -> None:
 def test_ranges_add_up(
     tmp_path: Path, pattern: str, special_tokens: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, compiled: None
 ) -> None:
-    """Ranges of a few bytes, on three threads, count what the whole text counts."""
+    """Ranges of a few bytes, on five threads, count what the whole text counts."""
     monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1)
     monkeypatch.setattr(word_counter, "RANGE_BYTES", 37)
     path = tmp_path / "text.txt"
     path.write_bytes(samples.tricky_bytes(1500, seed=3) + samples.prose(200, seed=3).encode())
-    found = pretoken_counter(path, special_tokens, pattern=pattern, num_threads=3)
+    found = pretoken_counter(path, special_tokens, pattern=pattern, num_threads=5)
     assert found == expected_counts(path.read_bytes(), special_tokens, pattern)
     kind = GPT2 if pattern == GPT2_PATTERN else CL100K
     encoded = [token.encode() for token in special_tokens]
