@@ -26,6 +26,8 @@ from bpe_processes import MIB, RESULTS, SEPARATOR, append_rows, machine, measure
 NAME = "bpe_training"
 OWN = ("numba_bpe", "heap_bpe", "reference")
 REFERENCE = "numba_bpe_smallest_ids"
+START_BYTES = 10_000_000
+"""Enough text for kernels to be compiled."""
 SLOW_SECONDS = 20
 """What takes longer than this is run once."""
 
@@ -79,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for corpus in options.corpora[:1]:
-            start_once(slice_of(corpus, 10_000_000, folder), folder, options)
+            start_once(slice_of(corpus, min(START_BYTES, corpus.stat().st_size), folder), folder, options)
         for corpus in options.corpora:
             for size in options.sizes or [None]:
                 text = corpus if size is None else slice_of(corpus, int(size * 1e6), folder)
@@ -145,7 +147,7 @@ def picture(rows: list[dict[str, Any]], target: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     largest_vocab = max(row["vocab_size"] for row in rows)
     lines: dict[str, dict[int, dict[str, Any]]] = {}
@@ -156,13 +158,17 @@ def picture(rows: list[dict[str, Any]], target: Path) -> None:
     colours = {peer: f"C{place}" for place, peer in enumerate(TRAINERS)}
     for label, points in sorted(lines.items()):
         peer, text = label.split(", ")
-        style = {"color": colours[peer], "marker": "o", "linestyle": "-" if text == "mixed" else "--", "label": label}
+        line = {"linestyle": "-", "marker": "o"} if text == "mixed" else {"linestyle": "--", "marker": "s"}
+        style = line | {"color": colours[peer], "label": label}
         sizes = sorted(points)
         for axis, figure_name, unit in zip(axes, ("seconds", "peak_memory"), (1, MIB), strict=True):
             axis.plot([size / 1e6 for size in sizes], [points[size][figure_name] / unit for size in sizes], **style)
     for axis, title in zip(axes, ("process wall time (s)", "peak resident memory (MiB)"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel=title)
         axis.grid(True, which="both", alpha=0.3)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter(ticker.NullFormatter())
     axes[0].legend(fontsize=7)
     figure.suptitle(f"BPE training, vocabulary of {largest_vocab}, {rows[-1]['cores']} cores")
     figure.savefig(target, dpi=120)
