@@ -22,6 +22,8 @@ import json
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,17 @@ MODES = {"first": ("first",), "first, on disk": ("first", "write"), "warm": ("wa
 Runs = dict[tuple[str, int], list[dict[str, Any]]]
 
 
-def split(corpus: Path, num_bytes: int, folder: Path) -> tuple[Path, Path]:
-    """(held-out text, the rest): cut behind a document, at about `num_bytes`."""
+def prepare(corpus: Path, num_bytes: int, vocab_size: int, text: Path, vocabulary: Path) -> None:
+    """Write the held-out text, cut behind a document at about `num_bytes`, and train on the rest.
+
+    In a process of its own: what its parent holds would count as the peak of every process that is measured.
+    """
     content = corpus.read_bytes()
     cut = content.index(END.encode(), num_bytes) + len(END)
-    held_out, rest = folder / "held_out.txt", folder / "rest.txt"
-    held_out.write_bytes(content[:cut])
+    text.write_bytes(content[:cut])
+    rest = text.with_name("rest.txt")
     rest.write_bytes(content[cut:])
-    return held_out, rest
+    train(rest, vocab_size, vocabulary)
 
 
 def train(corpus: Path, vocab_size: int, target: Path) -> None:
@@ -123,9 +128,10 @@ def main() -> None:
     options = parser.parse_args()
     oracle = "tiktoken" if "tiktoken" in options.peers else options.peers[0]
     with tempfile.TemporaryDirectory() as name:
-        vocabulary = Path(name, "vocabulary.json")
-        text, rest = split(options.corpus, int(options.held_out * 1e6), Path(name))
-        train(rest, options.vocab_size, vocabulary)
+        text, vocabulary = Path(name, "held_out.txt"), Path(name, "vocabulary.json")
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            size = int(options.held_out * 1e6)
+            pool.submit(prepare, options.corpus, size, options.vocab_size, text, vocabulary).result()
         common = {"benchmark": NAME} | machine()
         common |= {"corpus": f"{options.corpus.stem} {options.vocab_size // 1000}k", "bytes": text.stat().st_size}
         runs = measured(text, vocabulary, Path(name, "ids.bin"), options)
