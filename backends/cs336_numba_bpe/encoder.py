@@ -51,25 +51,6 @@ MAX_ENDS = 1 << 10
 NO_MERGE = 1 << 62
 
 
-@dataclass(frozen=True)
-class KnownWords:
-    """Words whose ids are known: word i from word_starts[i], its ids from id_starts[i]."""
-
-    word_bytes: np.ndarray
-    word_starts: np.ndarray
-    ids: np.ndarray
-    id_starts: np.ndarray
-
-    @classmethod
-    def of(cls, words: FrequentWords) -> KnownWords:
-        return cls(
-            np.frombuffer(words.text + bytes(16), np.uint8),
-            _starts(np.frombuffer(words.lengths, np.uint8)),
-            np.frombuffer(words.ids, "<u4").astype(np.uint32),
-            _starts(np.frombuffer(words.id_counts, np.uint8)),
-        )
-
-
 def _starts(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
@@ -85,7 +66,7 @@ class EncoderVocab:
     byte_merges: np.ndarray
     merge_table: np.ndarray
     seeds: WordCounts
-    known: KnownWords | None
+    known: FrequentWords | None
     narrow: bool
 
     @property
@@ -122,7 +103,7 @@ def build_encoder_vocab(
         byte_merges=_byte_merges(merges, results),
         merge_table=merge_table,
         seeds=WordCounts.from_dict({word: 1 for word in seeds if 0 < len(word) <= MAX_CACHED_BYTES}),
-        known=None if frequent_words is None else KnownWords.of(frequent_words),
+        known=frequent_words,
         narrow=max(vocab) < 1 << 16,
     )
 
@@ -177,7 +158,7 @@ class EncodeTable:
 
     def _clear(self) -> None:
         used = self.state[OUTPUT_USED]
-        self.hot = np.zeros((HOT_SLOTS, 4), np.uint64)
+        self.hot = np.zeros((min(HOT_SLOTS, self.max_slots // 8), 4), np.uint64)
         self.table = np.zeros((FIRST_SLOTS, 4), np.uint64)
         self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
         self.state = np.zeros(STATE_LENGTH, np.int64)
@@ -207,15 +188,16 @@ class EncodeTable:
     def _merging(self) -> tuple[np.ndarray, ...]:
         return self.vocab.merge_table, self.vocab.byte_ids, self.vocab.byte_merges, *self.merging
 
-    def _put_known_words(self, known: KnownWords, most: int) -> None:
+    def _put_known_words(self, known: FrequentWords, most: int) -> None:
         """The most frequent ones first, and no more than leaves half of the table for others."""
-        number = min(most, len(known.word_starts) - 1)
-        starts, id_starts = known.word_starts[: number + 1], known.id_starts[: number + 1]
+        number = min(most, len(known))
+        starts = _starts(np.frombuffer(known.lengths, np.uint8, number))
+        id_starts = _starts(np.frombuffer(known.id_counts, np.uint8, number))
+        words = np.frombuffer(known.text[: starts[-1]] + bytes(16), np.uint8)
+        ids = np.frombuffer(known.ids, "<u4", id_starts[-1]).astype(np.uint32, copy=False)
         self._grow_table(number)
-        self._grow_arenas(int(starts[-1]) + int(id_starts[-1]) + number)
-        self.kernels.put_words(
-            known.word_bytes, starts, known.ids, id_starts, *self._tables, self.merging[0], self.vocab.narrow
-        )
+        self._grow_arenas(len(words) + len(ids) + number)
+        self.kernels.put_words(words, starts, ids, id_starts, *self._tables, self.merging[0], self.vocab.narrow)
 
     def ids_of_words(self, content: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of words of at most MAX_CACHED_BYTES one after another, and where each word's begin."""
