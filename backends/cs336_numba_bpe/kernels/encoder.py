@@ -5,9 +5,10 @@ ones of a short pretoken are in the slot itself, laid out as the output wants th
 both words are written out whatever they hold, and the output goes on behind the last id. Otherwise that byte is 0xFF
 and the first word is a place in the arena of ids, where their number comes first.
 
-`hot` is a smaller table of the same slots, one place for each pretoken, that fits the processor's own cache: the first
-short pretoken of each place is there too, and as the most frequent ones are put in first, most look-ups end there. The
-address of the slot to look at is chosen without a branch, and the slot asked for, 256 pretokens before it is used.
+`hot` is a smaller table of the same slots, one place for each pretoken: the first short pretoken of each place is there
+too, and as the most frequent ones are put in first, most look-ups end there. 256 pretokens are taken at a time: first
+their keys are made and their places in `hot` asked for, then the address of the slot to look at is chosen, without a
+branch, and asked for, then ids are written, so that cache misses overlap.
 
 A pretoken that is new is merged as the contract says: the pair that comes first in `merges` is joined wherever it
 stands, from left to right, before the next pair is looked for. `merge_table` holds pair, then rank and result, by
