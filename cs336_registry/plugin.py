@@ -48,6 +48,9 @@ class Implementation:
     deterministic: bool = False
     """The same input gives the same bits."""
     thread_safe: bool = False
+    """Several threads of a process may call it at once."""
+    process_safe: bool = False
+    """Several processes of a machine may call it at once: what it keeps on disk is theirs together."""
     features: tuple[str, ...] = ()
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Inclusive ranges of named sizes, such as {"head_dim": (16, 256)}."""

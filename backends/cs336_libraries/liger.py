@@ -9,6 +9,9 @@ from cs336_registry.components import swiglu as swiglu_contract
 from cs336_registry.machine import Machine
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
+DEVICES = {("cuda", "interpreter"): ("softmax", "cross_entropy"), ("cuda",): ("rmsnorm", "swiglu")}
+"""The kernels of the latter convert numbers that Triton's interpreter hands over as plain Python floats."""
+
 
 @hookimpl
 def cs336_backend() -> Backend:
@@ -17,10 +20,11 @@ def cs336_backend() -> Backend:
             component=name,
             target=f"{__name__}:{name}",
             dtypes=("float32", "bfloat16"),
-            devices=("cuda",),
+            devices=devices,
             gradient=True,
         )
-        for name in ("rmsnorm", "swiglu", "softmax", "cross_entropy")
+        for devices, names in DEVICES.items()
+        for name in names
     ]
     return Backend(
         name="liger",
@@ -33,8 +37,8 @@ def cs336_backend() -> Backend:
 
 @hookimpl
 def cs336_probe(machine: Machine) -> str | None:
-    if not machine.cuda_devices:
-        return f"it needs a CUDA device: {machine.cuda_problem}"
+    if not machine.cuda_devices and not machine.triton_interpreter:
+        return f"it needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter: {machine.cuda_problem}"
     return None
 
 

@@ -78,6 +78,13 @@ class PeerTokenizer:
 
 def peer_backend(name: str, module: str, package: str, summary: str, extra: str, features: tuple[str, ...]) -> Backend:
     """The manifest of a backend that is one library's tokenizer."""
-    claim = Implementation(component="tokenizer", target=f"{module}:Tokenizer", deterministic=True, features=features)
+    claim = Implementation(
+        component="tokenizer",
+        target=f"{module}:Tokenizer",
+        deterministic=True,
+        thread_safe=True,
+        process_safe=True,
+        features=features,
+    )
     cure = f"pip install 'cs336-registry[{extra}]'"
     return Backend(name=name, summary=summary, requires=(package,), cure=cure, implementations=(claim,))

@@ -9,6 +9,7 @@ def _text(name: str, target: str, *features: str) -> Implementation:
         target=f"cs336_numba_bpe.{name}:{target}",
         deterministic=True,
         thread_safe=True,
+        process_safe=True,
         features=features,
     )
 
@@ -22,7 +23,7 @@ def cs336_backend() -> Backend:
         cure="pip install 'cs336-registry[numba]'",
         implementations=(
             _text("pretoken_counter", "pretoken_counter"),
-            _text("bpe_trainer", "bpe_trainer"),
+            _text("bpe_trainer", "bpe_trainer", "from_counts"),
             _text("tokenizer", "Tokenizer", "any_pattern", "partial_bytes"),
         ),
     )

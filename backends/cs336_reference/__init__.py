@@ -14,6 +14,7 @@ def _text(name: str, target: str, *features: str) -> Implementation:
         target=f"cs336_reference.{name}:{target}",
         deterministic=True,
         thread_safe=True,
+        process_safe=True,
         features=features,
     )
 
@@ -28,6 +29,7 @@ def _op(name: str, *features: str) -> Implementation:
         compile=True,
         deterministic=True,
         thread_safe=True,
+        process_safe=True,
         features=features,
         requires=("torch",),
     )
@@ -55,7 +57,7 @@ def cs336_backend() -> Backend:
         cure="uv sync",
         implementations=(
             _text("pretoken_counter", "pretoken_counter"),
-            _text("bpe_trainer", "bpe_trainer"),
+            _text("bpe_trainer", "bpe_trainer", "from_counts"),
             _text("tokenizer", "Tokenizer", "any_pattern", "partial_bytes"),
             _other("get_batch", dtypes=()),
             _op("embedding"),

@@ -8,7 +8,8 @@ FSDP = ("tied_weights", "unused_parameters", "frozen_weights", "compute_dtype")
 
 
 def _op(name: str, *features: str, **claims) -> Implementation:
-    claims = {"gradient": True, "compile": True, "deterministic": True, "thread_safe": True, "dtypes": FLOATS} | claims
+    safe = {"deterministic": True, "thread_safe": True, "process_safe": True}
+    claims = {"gradient": True, "compile": True, "dtypes": FLOATS, **safe} | claims
     target = claims.pop("target", name)
     return Implementation(
         component=name,
@@ -20,7 +21,8 @@ def _op(name: str, *features: str, **claims) -> Implementation:
 
 
 def _other(name: str, target: str = "", dtypes: tuple[str, ...] = (), features: tuple[str, ...] = ()) -> Implementation:
-    return _op(name, *features, target=target or name, dtypes=dtypes, gradient=False, compile=False, thread_safe=False)
+    claims = {"gradient": False, "compile": False, "thread_safe": False, "process_safe": False}
+    return _op(name, *features, target=target or name, dtypes=dtypes, **claims)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 def _op(name: str, *features: str, **claims) -> Implementation:
     target = claims.pop("target", name)
-    claims = {"gradient": True, "compile": True, "deterministic": True} | claims
+    claims = {"gradient": True, "compile": True, "deterministic": True, "process_safe": True} | claims
     return Implementation(
         component=name,
         target=f"cs336_triton.{name}:{target}",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import registry
 from ..component import Workload
+from ..conformance.answering import Answering, Died
 from . import rows
 from .roofline import Roofline
 from .worker import Job, find_workload
@@ -31,39 +29,13 @@ class Plan:
     seed: int = 0
 
 
-class WorkerDied(RuntimeError):
-    """A worker process ended without an answer."""
-
-
-class Worker:
-    """A worker process and the lines that go to and fro."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        command = [sys.executable, "-m", "cs336_registry.bench.worker"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, line: str) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        reply = ""
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline()
-        if not reply:
-            code = self.process.wait()
-            raise WorkerDied(f"the worker of {self.job.backend} ended with code {code} (its messages are above)")
-        return json.loads(reply)
-
-
 @contextmanager
-def worker(job: Job) -> Iterator[Worker]:
-    one = Worker(job)
+def worker(job: Job) -> Iterator[Answering]:
+    one = Answering("cs336_registry.bench.worker", f"the worker of {job.backend}")
     try:
         yield one
     finally:
-        one.process.kill()
-        one.process.communicate()
+        one.close()
 
 
 def run(plan: Plan, roofline: Roofline | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -72,13 +44,14 @@ def run(plan: Plan, roofline: Roofline | None = None, say: Callable[[str], None]
     workload = find_workload(contract, plan.workload)
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        ready: dict[str, tuple[Worker, dict[str, Any]]] = {}
+        ready: dict[str, tuple[Answering, dict[str, Any]]] = {}
         for backend in plan.backends:
             job = Job(plan.component, backend, plan.workload, plan.dtype, plan.device, plan.seed)
             one = stack.enter_context(worker(job))
             try:
-                reply = one.ask(json.dumps(asdict(job)))
-            except WorkerDied as error:
+                one.tell(asdict(job))
+                reply = one.answer()
+            except Died as error:
                 reply = {"refused": str(error)}
             if "absent" in reply:
                 say(f"{plan.component} {backend}: not run: {reply['absent']}")
@@ -90,7 +63,8 @@ def run(plan: Plan, roofline: Roofline | None = None, say: Callable[[str], None]
         replies: dict[str, list[dict[str, Any]]] = {backend: [] for backend in ready}
         for _ in range(plan.rounds):
             for backend, (one, _reply) in ready.items():
-                replies[backend].append(one.ask("round"))
+                one.tell({"round": len(replies[backend])})
+                replies[backend].append(one.answer())
     for backend, (_one, reply) in ready.items():
         for direction in replies[backend][0]["seconds"]:
             seconds = [answer["seconds"][direction] for answer in replies[backend]]

@@ -7,7 +7,6 @@ sent. No round runs unless the gate was passed in this very process.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import registry
 from ..component import Case, Component, Workload
+from ..conformance.answering import answers
 from .measurement import calls_for, rotation, seconds_per_call
 
 if TYPE_CHECKING:
@@ -195,29 +195,23 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Serve one job: a line of JSON in, a line out, then a line of times for every line "round"."""
-    # What libraries print goes to stderr; the answers keep the real stdout to themselves.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def answer(**record: Any) -> None:
-        answers.write(json.dumps(record) + "\n")
-
+    """Serve one job: a line of JSON in, a line out, then a line of times for every line after it."""
+    answer = answers()
     job = Job(**json.loads(sys.stdin.readline()))
     with tempfile.TemporaryDirectory() as name:
         try:
             implementation, decision = gate(job, Path(name))
         except Absent as absence:
-            return answer(absent=str(absence))
+            return answer({"absent": str(absence)})
         except Refused as refusal:
-            return answer(refused=str(refusal))
+            return answer({"refused": str(refusal)})
         turns = prepare(registry.contract(job.component), implementation, job, Path(name))
         peak_memory(job.device)
         calls = {way: calls_for(turn, job.device, budget=ROUND_SECONDS) for way, turn in turns.items()}
-        answer(decision=decision, calls=calls, versions=versions())
+        answer({"decision": decision, "calls": calls, "versions": versions()})
         for _ in sys.stdin:
             seconds = {way: seconds_per_call(turn, calls[way], job.device) for way, turn in turns.items()}
-            answer(seconds=seconds, peak_memory=peak_memory(job.device))
+            answer({"seconds": seconds, "peak_memory": peak_memory(job.device)})
 
 
 if __name__ == "__main__":

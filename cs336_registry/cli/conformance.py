@@ -12,6 +12,7 @@ def conformance(
     audit: bool = False,
     strict: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     json: Path | None = None,
     junit: Path | None = None,
     workers: int = 0,
@@ -27,7 +28,7 @@ def conformance(
     backends
         Names of backends, or all.
     components
-        Only these components.
+        Only these components, or all; what the backends provide by default.
     dtypes
         Only these floating types.
     audit
@@ -36,6 +37,8 @@ def conformance(
         Fail where something is skipped because it is not claimed.
     seed
         Seed of every drawn argument.
+    seeds
+        Repeat what depends on the numbers with that many seeds: a right backend must pass with all of them.
     json
         Write a record of every check.
     junit
@@ -58,6 +61,7 @@ def conformance(
         audit=audit,
         strict=strict,
         seed=seed,
+        seeds=seeds,
         json_path=json,
         workers=workers,
         pytest_arguments=[f"--junitxml={junit}"] if junit else [],
@@ -91,7 +95,8 @@ def matrix(*, results: Path = Path("benchmarks/results")) -> int:
         The folder of JSONL rows.
     """
     from ..bench.rows import read
-    from ..conformance.matrix import grid
+    from ..conformance.matrix import grid, shortfalls
 
-    print(grid(list(read(results))))
+    found = list(read(results))
+    print(f"{grid(found)}\n\n{shortfalls(found)}")
     return 0

@@ -10,9 +10,11 @@ from typing import Literal, get_args
 
 from ..arguments import ArgumentMaker
 from ..component import Arguments, Case, Component, ErrorCase, Law, Workload
+from ..plugin import load
 from ..text import samples
 from ..text.inputs import InputPath
 from ..text.patterns import CL100K_PATTERN, GPT2_PATTERN
+from ..text.training_cache import WordCounts
 from ..text.vocab_files import BYTES_IN_CHARACTER_ORDER, Merges, Vocab
 from . import pretoken_counter
 
@@ -169,6 +171,20 @@ def vocab_follows_from_merges(bpe_trainer, make: ArgumentMaker) -> None:
     assert list(vocab) == sorted(vocab), "vocab is not in the order of ids"
 
 
+def large_counts_are_exact(bpe_trainer, make: ArgumentMaker) -> None:
+    """A corpus of terabytes, given as its counted words: no count may pass through 32 bits or a float.
+
+    A backend that claims "from_counts" has `train_from_counts(words, vocab_size, special_tokens, tie_break=...)` in a
+    module of that name in its package, as `cs336 tokenizer train --from-counts` calls it.
+    """
+    package = bpe_trainer.__module__.partition(".")[0]
+    train_from_counts = load(f"{package}.train_from_counts:train_from_counts")
+    counts = {b"ab": 2**32 + 5, b"cd": 2**31 + 9, b"ef": 7, b"gh": 2**53 + 1, b"ij": 2**53}
+    _, merges = train_from_counts(WordCounts.of(counts), 256 + len(counts))
+    expected = [(pair[:1], pair[1:]) for pair in sorted(counts, key=counts.__getitem__, reverse=True)]
+    assert merges == expected, f"the merges are {merges}, in the order of the counts they are {expected}"
+
+
 def known_answer(bpe_trainer, make: ArgumentMaker) -> None:
     """The worked example of Sennrich et al., with the course's tie rule."""
     corpus = make.file("low " * 5 + "lower " * 2 + "widest " * 3 + "newest " * 6)
@@ -187,6 +203,7 @@ contract = Component(
     arguments=arguments,
     oracle=oracle,
     exact=True,
+    features=("from_counts",),
     cases=(
         Case(id="prose", sizes={**_PROSE, "vocab_size": 500}),
         Case(id="smallest_ids", sizes={**_PROSE, "vocab_size": 500, "tie_break": "smallest_ids"}),
@@ -272,6 +289,12 @@ contract = Component(
             check=merges_stay_between_special_tokens,
         ),
         Law(id="vocab", statement="the vocab follows from special tokens and merges", check=vocab_follows_from_merges),
+        Law(
+            id="large_counts",
+            statement="counts beyond 32 bits decide as exactly as small ones",
+            check=large_counts_are_exact,
+            features=("from_counts",),
+        ),
         Law(id="known", statement="the paper's example gives the known merges", check=known_answer),
     ),
     workloads=(

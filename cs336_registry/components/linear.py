@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..arguments import ArgumentMaker
 from ..checks import require_floating, require_same_dtype
 from ..compare import assert_nearly_equal
-from ..component import Arguments, Case, Component, ErrorCase, Law, Workload
+from ..component import Arguments, Case, Component, ErrorCase, Law, Tolerance, Workload
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -84,6 +84,13 @@ contract = Component(
     oracle=oracle,
     dtypes=("float32", "bfloat16", "float16", "float64"),
     differentiable=("x", "weight"),
+    gradient_tolerance=Tolerance(
+        factor=3.0,
+        floor=4.0,
+        absolute=8.0,
+        reason="with one feature the gradient of weight is one sum of six products near 1, which may cancel: each of "
+        "five additions rounds a partial sum of about 2, in whatever order",
+    ),
     cases=(
         Case(id="course", sizes={"leading": (4, 12), "d_in": 64, "d_out": 128}),
         Case(id="odd", sizes={"leading": (9, 7), "d_in": 41, "d_out": 123}),

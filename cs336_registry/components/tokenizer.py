@@ -6,6 +6,7 @@ import os
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..arguments import ArgumentMaker
@@ -286,6 +287,28 @@ def iterating_needs_little_memory(tokenizer, make: ArgumentMaker) -> None:
     assert long < 40_000_000, f"peak {long} bytes while 3 MB of text went through"
 
 
+def iterating_needs_little_native_memory(tokenizer, make: ArgumentMaker) -> None:
+    """The process does not grow while the ids are drawn: what compiled code keeps, tracemalloc does not see.
+
+    The first quarter fills tables and arenas; the rest, 4.5 MB of characters and more of ids, must leave no half of it
+    behind. Where the system does not tell a process's size (/proc), nothing is asked.
+    """
+    statistics = Path("/proc/self/statm")
+    if not statistics.exists():
+        return
+    vocab, merges = trained({}, 4, make)
+    built = tokenizer(vocab, merges, SPECIAL_TOKENS)
+    line = samples.prose(20, seed=make.seed) + samples.END_OF_TEXT * 100
+    page = os.sysconf("SC_PAGE_SIZE")
+    sizes = [
+        page * int(statistics.read_text().split()[1])
+        for number, _ in enumerate(built.encode_iterable(line for _ in range(6_000_000 // len(line))))
+        if number % 2000 == 0
+    ]
+    start = sizes[len(sizes) // 4]
+    assert max(sizes) - start < 2_250_000, f"the process grew by {max(sizes) - start} bytes over 4.5 MB of text"
+
+
 def files_give_the_same_tokenizer(tokenizer, make: ArgumentMaker) -> None:
     vocab, merges = trained({}, 5, make)
     folder = make.file("", "marker").parent
@@ -445,6 +468,11 @@ contract = Component(
             id="memory",
             statement="encode_iterable's memory does not grow with the text",
             check=iterating_needs_little_memory,
+        ),
+        Law(
+            id="native_memory",
+            statement="nor does what its compiled code keeps outside Python",
+            check=iterating_needs_little_native_memory,
         ),
         Law(
             id="files",

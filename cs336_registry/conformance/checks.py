@@ -1,7 +1,7 @@
 """What the kit asks of an implementation. Every check follows from the contract; a backend brings its claims alone.
 
 A check runs one implementation and raises AssertionError when it is wrong. The groups, in the order a person wants to
-read failures: signature, case, gradient, error, law, layout, poison, mutation, again, repeat, threads.
+read failures: signature, case, gradient, error, law, layout, poison, mutation, again, repeat, threads, processes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..component import Arguments, Case, Component, ErrorCase, Law
-from ..machine import Machine
+from ..machine import Machine, detect
 from ..plugin import Implementation
 from .poison import nan_in_uninitialised_memory
 from .trial import (
@@ -28,10 +28,11 @@ from .trial import (
     expected_gradients,
     gradients_of,
 )
-from .values import LAYOUTS, copied, first_difference, relaid
+from .values import LAYOUTS, Layout, copied, first_difference, relaid
 
 THREADS = 4
 ROUNDS = 3
+"""Of the threads over the cases; and how often the contract's first case is repeated."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,23 @@ class Check:
             reasons.append("it does not claim deterministic=True")
         if self.group == "threads" and not claims.thread_safe:
             reasons.append("it does not claim thread_safe=True")
+        if self.group == "processes" and not claims.process_safe:
+            reasons.append("it does not claim process_safe=True")
         return reasons
+
+    def depends_on(self, trial: Trial, claims: Implementation) -> bool:
+        """Whether other seeds than the trial's could change the verdict on a correct implementation.
+
+        The words of an error have no numbers; a changed argument is seen whatever it holds; and a second call is judged
+        by its own numbers, as the case is. Cases whose text or numbers are written down are the same for every seed.
+        """
+        if self.group in ("law", "gradient", "threads", "processes"):
+            return True
+        if self.group not in ("case", "layout", "poison", "repeat") or not isinstance(self.subject, Case):
+            return False
+        dtype = self.dtype or best_dtype(self.contract, claims)
+        drawn = [copied(one.arguments(self.contract, self.subject, dtype)) for one in (trial, next_trial(trial))]
+        return first_difference(*drawn) is not None
 
     def run(self, implementation: Callable[..., Any], claims: Implementation, trial: Trial) -> None:
         """Raise AssertionError, or whatever the implementation raises, where `implementation` is wrong."""
@@ -98,7 +115,13 @@ def checks(contract: Component) -> list[Check]:
         found += [Check(group, contract, case) for case in contract.cases]
     for group in ("mutation", "again", "repeat"):
         found += [Check(group, contract, case) for case in contract.cases]
-    return [*found, Check("threads", contract)]
+    return [*found, Check("threads", contract), Check("processes", contract)]
+
+
+def claimed_cases(contract: Component, claims: Implementation, dtype: str | None, device: str) -> list[Case]:
+    """The cases that are claimed in `dtype`."""
+    machine = detect()
+    return [one for one in contract.cases if not Check("case", contract, one, dtype).unclaimed(claims, machine, device)]
 
 
 @dataclass(frozen=True)
@@ -148,10 +171,13 @@ def _case(question: _Question, implementation: Callable[..., Any]) -> None:
 
 
 def _gradient(question: _Question, implementation: Callable[..., Any]) -> None:
-    """All differentiable arguments together, then each alone: a backward pass must heed which gradients are wanted."""
+    """All differentiable arguments together, and in one dtype each alone too: a backward pass must heed which gradients
+    are wanted, which is known before any number is read.
+    """
     contract, arguments = question.contract, question.arguments()
     present = tuple(name for name in contract.differentiable if arguments.get(name) is not None)
-    subsets = [present, *((name,) for name in present if len(present) > 1)]
+    alone = len(present) > 1 and question.dtype == best_dtype(contract, question.claims)
+    subsets = [present, *((name,) for name in present if alone)]
     for names in subsets:
         found = gradients_of(contract, implementation, question.arguments(), question.upstream(), names)
         if names == present:
@@ -187,18 +213,21 @@ def _law(question: _Question, implementation: Callable[..., Any]) -> None:
 
 
 def _layout(question: _Question, implementation: Callable[..., Any]) -> None:
-    """Views with unusual strides hold the same values; so do upstream gradients that are expanded or transposed."""
+    """Views with unusual strides hold the same values; so do upstream gradients that are expanded or transposed.
+
+    The first case is laid out in every way, the others take turns: strides and sizes are read apart from each other.
+    """
     contract = question.contract
-    for layout in LAYOUTS:
-        question.assert_agrees(contract.run(implementation, relaid(question.arguments(), layout)))
-    if not question.differentiable:
-        return
-    upstreams = [question.upstream(kind="expanded"), *(question.upstream(layout=layout) for layout in LAYOUTS)]
-    for upstream in upstreams:
-        arguments = question.arguments()
-        if upstream.layout is not None:
-            arguments = relaid(arguments, upstream.layout)
+    ways: tuple[Layout | None, ...] = (*LAYOUTS, *((None,) if question.differentiable else ()))
+    turn = contract.cases.index(question.subject)
+    for layout in ways if turn == 0 else (ways[turn % len(ways)],):
+        arguments = question.arguments() if layout is None else relaid(question.arguments(), layout)
+        if not question.differentiable:
+            question.assert_agrees(contract.run(implementation, arguments))
+            continue
+        upstream = question.upstream(kind="expanded" if layout is None else "random", layout=layout)
         found = gradients_of(contract, implementation, arguments, upstream)
+        question.assert_agrees(found.result)
         question.assert_gradients_agree(found, upstream.kind)
 
 
@@ -241,7 +270,7 @@ def _mutation(question: _Question, implementation: Callable[..., Any]) -> None:
 def _again(question: _Question, implementation: Callable[..., Any]) -> None:
     """A second call with other values of the same sizes: nothing may be remembered that is not in the arguments."""
     contract = question.contract
-    other = _Question(contract, question.subject, question.dtype, question.claims, _next(question.trial))
+    other = _Question(contract, question.subject, question.dtype, question.claims, next_trial(question.trial))
     contract.run(implementation, question.arguments())
     other.assert_agrees(contract.run(implementation, other.arguments()))
 
@@ -256,22 +285,30 @@ def _repeat(question: _Question, implementation: Callable[..., Any]) -> None:
         return copied(contract.run(implementation, question.arguments()))
 
     first = once()
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if question.subject is contract.cases[0] else 1):
         difference = first_difference(once(), first)
         assert difference is None, f"the same arguments gave other bits: {difference}"
 
 
 def _threads(question: _Question, implementation: Callable[..., Any]) -> None:
-    """Several threads run the claimed cases at once, each in another order; every result must agree with the oracle."""
+    """Several threads run the claimed cases at once, forward and backward, each in another order.
+
+    Every result and every gradient must agree with the oracle.
+    """
     contract = question.contract
-    cases = [case for case in contract.cases if set(case.features) <= set(question.claims.features)]
+    cases = claimed_cases(contract, question.claims, question.dtype, question.trial.device)
     start = threading.Barrier(THREADS, timeout=60)
+
+    def run(arguments: Arguments) -> Any:
+        if question.differentiable:
+            return gradients_of(contract, implementation, arguments, question.upstream())
+        return contract.run(implementation, arguments)
 
     def work(offset: int) -> list[tuple[Case, Any]]:
         order = (cases * ROUNDS)[offset : offset + len(cases)]
         prepared = [(case, question.arguments(case)) for case in order]
         start.wait()
-        return [(case, contract.run(implementation, arguments)) for case, arguments in prepared]
+        return [(case, run(arguments)) for case, arguments in prepared]
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -282,7 +319,17 @@ def _threads(question: _Question, implementation: Callable[..., Any]) -> None:
     finally:
         sys.setswitchinterval(interval)
     for case, found in (pair for result in results for pair in result):
-        assert_agrees(contract, found, case, question.dtype, question.trial)
+        of_case = replace(question, subject=case)
+        of_case.assert_agrees(found.result if question.differentiable else found)
+        if question.differentiable:
+            of_case.assert_gradients_agree(found)
+
+
+def _processes(question: _Question, implementation: Callable[..., Any]) -> None:
+    """Several processes run the claimed cases at once; they load the implementation themselves."""
+    from .processes import judge_in_processes
+
+    judge_in_processes(question.contract.name, question.dtype, question.trial)
 
 
 @dataclass(frozen=True)
@@ -297,8 +344,9 @@ class _Recorded(Upstream):
         return found
 
 
-def _next(trial: Trial) -> Trial:
-    return Trial(folder=trial.folder, seed=trial.seed + 1, device=trial.device)
+def next_trial(trial: Trial) -> Trial:
+    """The trial of the next seed."""
+    return replace(trial, seed=trial.seed + 1)
 
 
 _RUN: dict[str, Callable[[_Question, Callable[..., Any]], None]] = {
@@ -313,6 +361,7 @@ _RUN: dict[str, Callable[[_Question, Callable[..., Any]], None]] = {
     "again": _again,
     "repeat": _repeat,
     "threads": _threads,
+    "processes": _processes,
 }
 GROUPS = tuple(_RUN)
 

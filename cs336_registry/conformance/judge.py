@@ -9,10 +9,9 @@ import pytest
 
 from .. import registry
 from ..machine import detect
-from .checks import Check, checks
+from .checks import Check, best_dtype, checks
 from .plugin import Settings, settings_of
-from .subject import find, gpu_lock
-from .trial import Trial
+from .subject import Subject, find, gpu_lock
 
 
 def parameters(metafunc: pytest.Metafunc) -> None:
@@ -24,7 +23,7 @@ def parameters(metafunc: pytest.Metafunc) -> None:
     for backend in settings.backends:
         for component in settings.components:
             for check in checks(registry.contract(component)):
-                if check.group == group and _wanted(check, settings):
+                if check.group == group and _wanted(check, settings) and not _repeats_parts(check, backend):
                     found[f"{backend}-{check.id}" if several else check.id] = (backend, check)
     ids = sorted(found)
     metafunc.parametrize(("backend", "check"), [found[name] for name in ids], ids=ids)
@@ -32,6 +31,19 @@ def parameters(metafunc: pytest.Metafunc) -> None:
 
 def _wanted(check: Check, settings: Settings) -> bool:
     return settings.dtypes is None or check.dtype is None or check.dtype in settings.dtypes
+
+
+def _repeats_parts(check: Check, backend: str) -> bool:
+    """Whether a check of what the core composes would ask again what was asked of the parts.
+
+    The core's own composition is judged in full over the reference's parts, and every part of this backend by itself,
+    in every dtype and layout. What is left is how they fit together: every case in one dtype, the first case in all.
+    """
+    claims, contract = find(backend, check.contract.name).claims, check.contract
+    composed = claims is not None and bool(contract.composite) and claims.target == contract.composite
+    if not composed or backend == registry.DEFAULT_BACKEND or check.subject not in contract.cases[1:]:
+        return False
+    return check.group not in ("case", "gradient") or check.dtype != best_dtype(contract, claims)
 
 
 def judge(request: pytest.FixtureRequest, backend: str, check: Check, folder: Path) -> None:
@@ -45,7 +57,7 @@ def judge(request: pytest.FixtureRequest, backend: str, check: Check, folder: Pa
         properties["unclaimed"] = [subject.reason]
         _refuse(subject.reason, settings)
     assert subject.claims is not None
-    properties["device"] = subject.device
+    properties["device"] = subject.place
     unclaimed = check.unclaimed(subject.claims, detect(), subject.device)
     unjudged = _marks(backend, check)
     if unjudged:
@@ -59,7 +71,21 @@ def judge(request: pytest.FixtureRequest, backend: str, check: Check, folder: Pa
         request.applymarker(pytest.mark.xfail(reason=reason, strict=settings.strict))
     properties["decision"] = subject.decision().fingerprint
     with gpu_lock(subject.device):
-        check.run(subject.load(), subject.claims, Trial(folder=folder, seed=settings.seed, device=subject.device))
+        properties["seeds"] = _run(check, subject, folder, settings)
+
+
+def _run(check: Check, subject: Subject, folder: Path, settings: Settings) -> int:
+    """Run `check` with every seed of the session that could matter to it; how many those were."""
+    assert subject.claims is not None
+    implementation, first = subject.load(), subject.trial(folder, settings.seed)
+    seeds = settings.seeds if settings.seeds > 1 and check.depends_on(first, subject.claims) else 1
+    for seed in range(settings.seed, settings.seed + seeds):
+        try:
+            check.run(implementation, subject.claims, subject.trial(folder, seed))
+        except BaseException as error:
+            error.add_note(f"again with: --cs336-seed={seed}")
+            raise
+    return seeds
 
 
 def _marks(backend: str, check: Check) -> list[str]:

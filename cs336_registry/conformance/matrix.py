@@ -1,4 +1,4 @@
-"""The grid of backend x component: what is claimed, what was proven, and how fast it is, as rows and as Markdown."""
+"""The grid of component x backend: what is claimed, what was proven, and how fast it is, as rows and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,82 +8,115 @@ from typing import Any
 
 from .. import registry
 from ..bench.rows import environment, latest
+from ..plugin import OWN_DISTRIBUTION
+
+SHORT = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def proven_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Result rows, one per backend and component, from the record of a conformance session."""
-    outcomes: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-    dtypes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    """Result rows, one per backend and component that it provides, from the record of a conformance session."""
+    judged: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for check in record.get("checks", ()):
-        key = (check["backend"], check["component"], check["device"])
-        outcomes[key][check["outcome"]] += 1
-        if check["outcome"] == "passed" and check.get("dtype"):
-            dtypes[key].add(check["dtype"])
+        if "device" in check:  # a component that the backend does not provide has none
+            judged[check["backend"], check["component"], check["device"]].append(check)
     return [
         {
             "benchmark": "conformance",
             "backend": backend,
             "component": component,
             "device": device,
-            "outcomes": dict(sorted(counts.items())),
-            "dtypes": sorted(dtypes[backend, component, device]),
+            "outcomes": dict(sorted(Counter(check["outcome"] for check in checks).items())),
+            "dtypes": sorted({check["dtype"] for check in checks if check["outcome"] == "passed" and check["dtype"]}),
+            "failed": sorted(check["check"] for check in checks if check["outcome"] == "failed"),
+            "unclaimed": sorted({reason for check in checks for reason in check["unclaimed"]}),
             "seed": record["seed"],
+            "seeds": record["seeds"],
             "versions": record["versions"],
             **environment(device),
         }
-        for (backend, component, device), counts in sorted(outcomes.items())
+        for (backend, component, device), checks in sorted(judged.items())
     ]
 
 
-def grid(rows: Sequence[dict[str, Any]]) -> str:
-    """Component x backend in Markdown: checks passed, dtypes, and the speed against the reference in the same run."""
-    proofs = latest((r for r in rows if r.get("benchmark") == "conformance"), "backend", "component", "device")
+def grid(rows: Sequence[dict[str, Any]], *, own: bool = False) -> str:
+    """Component x backend in Markdown: checks passed, dtypes, and the speed against the reference in the same run.
+
+    own: only the backends of this distribution, so that the table is the same on every machine.
+    """
+    proofs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in latest((r for r in rows if r.get("benchmark") == "conformance"), "backend", "component", "device"):
+        proofs[row["component"], row["backend"]].append(row)
     speeds = _speeds(rows)
-    backends = [name for name, status in registry.backends().items() if status.backend is not None]
-    backends.sort(key=lambda name: (name != "reference", name))
+    backends = _backends(own)
     lines = [f"| component | {' | '.join(backends)} |", "|---|" + "---|" * len(backends)]
     for component in registry.components():
-        cells = [_cell(component, backend, proofs, speeds) for backend in backends]
+        cells = [_cell(component, backend, proofs[component, backend], speeds) for backend in backends]
         lines.append(f"| {component} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def shortfalls(rows: Sequence[dict[str, Any]], *, own: bool = False) -> str:
+    """Backend by backend, what the contracts ask for and it does not claim or does not pass, in Markdown."""
+    proofs = latest((r for r in rows if r.get("benchmark") == "conformance"), "backend", "component", "device")
+    lines = []
+    for backend in _backends(own):
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for row in (row for row in proofs if row["backend"] == backend):
+            for reason in row["unclaimed"]:
+                reasons[reason.partition(": convert,")[0]].append(row["component"])
+            if row["failed"]:
+                reasons[f"fails {', '.join(row['failed'])}"].append(row["component"])
+        lines += [f"| {backend} | {', '.join(names)} | {reason} |" for reason, names in sorted(reasons.items())]
+    return "\n".join(["| backend | components | why a check was not asked, or failed |", "|---|---|---|", *lines])
+
+
+def _backends(own: bool) -> list[str]:
+    """Backends with a manifest, available here or not, the reference first."""
+    listed = [
+        name
+        for name, status in registry.backends().items()
+        if status.backend is not None and (status.distribution == OWN_DISTRIBUTION or not own)
+    ]
+    return sorted(listed, key=lambda name: (name != registry.DEFAULT_BACKEND, name))
+
+
 def _cell(
-    component: str, backend: str, proofs: Sequence[dict[str, Any]], speeds: dict[tuple[str, str, str], float]
+    component: str,
+    backend: str,
+    proofs: Sequence[dict[str, Any]],
+    speeds: dict[tuple[str, str, str], tuple[float, str]],
 ) -> str:
-    mine = [row for row in proofs if (row["backend"], row["component"]) == (backend, component)]
-    manifest = registry.backends()[backend].backend
-    claimed = manifest is not None and manifest.implementation(component) is not None
-    if not mine:
+    if not proofs:
+        manifest = registry.backends()[backend].backend
+        claimed = manifest is not None and manifest.implementation(component) is not None
         return "claimed, not proven" if claimed else ""
     parts = []
-    for row in mine:
+    for row in proofs:
         passed, failed = row["outcomes"].get("passed", 0), row["outcomes"].get("failed", 0)
         if not passed and not failed:
             continue
         verdict = f"{failed} of {passed + failed} failed" if failed else f"{passed} passed"
+        dtypes = f" ({', '.join(SHORT.get(name, name) for name in row['dtypes'])})" if row["dtypes"] else ""
         speed = speeds.get((component, backend, row["device"]))
-        ratio = f", {speed:.1f}x" if speed is not None and backend != "reference" else ""
-        parts.append(f"{row['device']}: {verdict}{_short(row['dtypes'])}{ratio}")
+        ratio = f", **{speed[0]:.2g}x**" if speed is not None and backend != registry.DEFAULT_BACKEND else ""
+        parts.append(f"{row['device']}: {verdict}{dtypes}{ratio}")
     return "; ".join(parts)
 
 
-def _speeds(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """(component, backend, device) -> times faster than the reference, at the largest workload measured for both."""
+def _speeds(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], tuple[float, str]]:
+    """(component, backend, device) -> times faster than the reference, and the workload: the last that was measured for
+    both, which is the contract's largest; forward and backward where there is one.
+    """
     timed = [row for row in rows if row.get("benchmark") == "component" and row.get("seconds")]
     newest = latest(timed, "component", "workload", "backend", "direction", "dtype", "device")
-    base = {_where(row): row["seconds"] for row in newest if row["backend"] == "reference"}
-    found: dict[tuple[str, str, str], float] = {}
+    base = {_where(row): row["seconds"] for row in newest if row["backend"] == registry.DEFAULT_BACKEND}
+    found: dict[tuple[str, str, str], tuple[float, str]] = {}
     for row in sorted(newest, key=lambda row: row["direction"] == "both"):
         if _where(row) in base:
-            found[row["component"], row["backend"], row["device"]] = base[_where(row)] / row["seconds"]
+            ratio = base[_where(row)] / row["seconds"]
+            found[row["component"], row["backend"], row["device"]] = ratio, row["workload"]
     return found
 
 
 def _where(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("component", "workload", "direction", "dtype", "device"))
-
-
-def _short(dtypes: Sequence[str]) -> str:
-    names = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return f" ({', '.join(names.get(name, name) for name in dtypes)})" if dtypes else ""

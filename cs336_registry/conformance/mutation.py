@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from ..component import Component
 from ..machine import detect
 from ..plugin import Implementation
 from .checks import Check, checks
-from .mutants import Mutant, mutants, textbook
+from .mutants import TEXTBOOK, Mutant, mutants, textbook
 from .trial import Trial
 
-UNRELATED = ("signature", "error", "threads")
+UNRELATED = ("signature", "error", "threads", "processes")
 """Groups that judge a mutant only where it says so: it is to be caught for its bug."""
 
 
@@ -32,10 +32,10 @@ class Verdict:
 def judge_mutant(mutant: Mutant, *, seed: int = 0) -> Verdict:
     """Run the contract's checks on `mutant` until one fails that the textbook passes."""
     contract = registry.contract(mutant.component)
-    claims = _all_claims(contract)
+    claims = all_claims(contract)
     implementation = mutant.build()
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(folder=Path(folder), seed=seed)
+        trial = Trial(folder=Path(folder), seed=seed, origin=("mutant", mutant.name))
         for check in _order(contract, mutant):
             failure = _failure(check, implementation, claims, trial)
             if failure is None:
@@ -44,8 +44,8 @@ def judge_mutant(mutant: Mutant, *, seed: int = 0) -> Verdict:
                 raise RuntimeError(
                     f"mutant {mutant.name} crashed in {check}: it must be wrong, not broken"
                 ) from failure
-            right = textbook(mutant.component)
-            if check.group not in ("error", "signature") and _failure(check, right, claims, trial) is not None:
+            right, of_textbook = textbook(mutant.component), replace(trial, origin=("backend", TEXTBOOK))
+            if check.group not in ("error", "signature") and _failure(check, right, claims, of_textbook) is not None:
                 raise RuntimeError(f"{check} fails the textbook too: it proves nothing about mutant {mutant.name}")
             return Verdict(mutant, str(check), f"{failure}".partition("\n")[0])
     return Verdict(mutant, None)
@@ -83,12 +83,12 @@ def _order(contract: Component, mutant: Mutant) -> list[Check]:
         check
         for check in checks(contract)
         if (check.group in mutant.groups if mutant.groups else check.group not in UNRELATED)
-        and not check.unclaimed(_all_claims(contract), detect())
+        and not check.unclaimed(all_claims(contract), detect())
     ]
     return sorted(asked, key=lambda check: check.dtype not in (None, *contract.dtypes[:1]))
 
 
-def _all_claims(contract: Component) -> Implementation:
+def all_claims(contract: Component) -> Implementation:
     """Everything that the contract speaks about: a mutant gets no excuse."""
     features = {
         feature for subject in (*contract.cases, *contract.laws, *contract.error_cases) for feature in subject.features
@@ -100,6 +100,7 @@ def _all_claims(contract: Component) -> Implementation:
         gradient=bool(contract.differentiable),
         deterministic=True,
         thread_safe=True,
+        process_safe=True,
         features=tuple(sorted({*contract.features, *features})),
     )
 

@@ -27,9 +27,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cs336-audit", action="store_true", help="run unclaimed cases too and say which claims could be made"
     )
     group.addoption("--cs336-strict", action="store_true", help="fail where a case is skipped as unclaimed")
-    group.addoption("--cs336-components", metavar="NAMES", help="comma list of components (default: all)")
+    group.addoption(
+        "--cs336-components",
+        metavar="NAMES",
+        help="comma list of components, 'all' for every one (default: what the backend provides)",
+    )
     group.addoption("--cs336-dtypes", metavar="NAMES", help="comma list of dtypes (default: all)")
     group.addoption("--cs336-seed", type=int, default=0, metavar="N", help="seed of every drawn argument (default: 0)")
+    group.addoption(
+        "--cs336-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat what depends on the numbers with N seeds, from --cs336-seed on: the search for false alarms",
+    )
     group.addoption("--cs336-json", metavar="PATH", help="write a JSON record of every check")
 
 
@@ -43,6 +54,7 @@ class Settings:
     audit: bool
     strict: bool
     seed: int
+    seeds: int
 
 
 _settings_key = pytest.StashKey[Settings]()
@@ -68,17 +80,20 @@ def settings_of(config: pytest.Config) -> Settings:
 def _read(config: pytest.Config) -> Settings:
     from .. import registry
     from ..errors import RegistryError
-    from .subject import names_of, prepare_interpreter, spare_worker
+    from .subject import names_of, prepare_interpreter, provides, spare_worker
 
     spare_worker()
     option = config.option
+    if option.cs336_seeds < 1:
+        raise pytest.UsageError(f"--cs336-seeds is {option.cs336_seeds}: give the number of seeds to try, 1 or more")
     try:
         wanted = [name.strip() for item in option.cs336_backend or [DEFAULT_BACKEND] for name in item.split(",")]
         backends = names_of(wanted, tuple(registry.backends()), "backend")
         prepare_interpreter(backends)
-        components = registry.components()
+        known_components = registry.components()
+        components = tuple(name for name in known_components if any(provides(backend, name) for backend in backends))
         if option.cs336_components:
-            components = names_of(option.cs336_components.split(","), components, "component")
+            components = names_of(option.cs336_components.split(","), known_components, "component")
         known = sorted({dtype for name in components for dtype in registry.contract(name).dtypes})
         dtypes = names_of(option.cs336_dtypes.split(","), known, "dtype") if option.cs336_dtypes else None
     except RegistryError as error:
@@ -88,12 +103,18 @@ def _read(config: pytest.Config) -> Settings:
         if name in wanted and (status.state != "ok" or status.backend is None):
             raise pytest.UsageError(f"backend {name!r} can't be judged: {status.state}: {status.reason}")
     judged = tuple(name for name in backends if (status := registry.backends()[name]).state == "ok" and status.backend)
-    return Settings(judged, components, dtypes, option.cs336_audit, option.cs336_strict, option.cs336_seed)
+    return Settings(
+        judged, components, dtypes, option.cs336_audit, option.cs336_strict, option.cs336_seed, option.cs336_seeds
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     settings = config.stash.get(_settings_key, None)
-    return f"cs336: backends {', '.join(settings.backends)}; seed {settings.seed}" if settings else None
+    if settings is None:
+        return None
+    last = settings.seed + settings.seeds - 1
+    seeds = f"seed {settings.seed}" if settings.seeds == 1 else f"seeds {settings.seed} to {last}"
+    return f"cs336: backends {', '.join(settings.backends)}; {seeds}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -29,7 +29,7 @@ class Record:
             return
         row = {"check": report.nodeid.rpartition("::")[2], "outcome": _outcome(report), **properties}
         if row["outcome"] in ("failed", "unsupported"):
-            row["error"] = str(report.longrepr).strip().splitlines()[-1] if report.longrepr else ""
+            row["error"] = _message(report)
         self.checks.append(row | {"seconds": round(report.duration, 4)})
 
     def pytest_sessionfinish(self) -> None:
@@ -44,6 +44,7 @@ class Record:
             "format": FORMAT,
             "backends": list(self.settings.backends),
             "seed": self.settings.seed,
+            "seeds": self.settings.seeds,
             "audit": self.settings.audit,
             "strict": self.settings.strict,
             "machine": {"system": platform.platform(), "python": platform.python_version()},
@@ -78,6 +79,12 @@ class Record:
             terminalreporter.write_line(line)
         if self.path is not None:
             terminalreporter.write_line(f"record: {self.path}")
+
+
+def _message(report: pytest.TestReport) -> str:
+    """What the check said, without the traceback."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return (crash.message if crash else str(report.longrepr or "")).strip()
 
 
 def _outcome(report: pytest.TestReport) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ def run_conformance(
     audit: bool = False,
     strict: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     json_path: str | Path | None = None,
     workers: int | str = 0,
     pytest_arguments: Sequence[str] = (),
@@ -33,22 +33,38 @@ def run_conformance(
     """Judge `backends` in a pytest session of this process and return what was found.
 
     workers: processes of pytest-xdist ("auto": one a core), 0 for none. pytest_arguments: anything else for pytest,
-    such as ("--junitxml=conformance.xml",). Raises what pytest raises for options it does not know.
+    such as ("--junitxml=conformance.xml",). Raises ModuleNotFoundError, with the cure, where pytest is not installed.
     """
-    import pytest
-
+    try:
+        import pytest
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the conformance kit runs on pytest, which is missing: pip install pytest") from error
+    kept = _Kept()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(json_path) if json_path is not None else Path(folder) / "record.json"
         arguments = ["--pyargs", "cs336_registry.conformance", "-q", "--no-header", "-p", "no:cacheprovider"]
-        arguments += ["-c", _empty_configuration(Path(folder)), f"--cs336-json={path}", f"--cs336-seed={seed}"]
+        arguments += ["-c", _empty_configuration(Path(folder)), f"--cs336-seed={seed}"]
+        # This process has imported the package already, and its asserts are not pytest's to rewrite.
+        arguments += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+        arguments += [f"--cs336-json={json_path}"] if json_path is not None else []
+        arguments += [f"--cs336-seeds={seeds}"]
         arguments += [f"--cs336-backend={name}" for name in ([backends] if isinstance(backends, str) else backends)]
         arguments += [f"--cs336-components={','.join(components)}"] if components else []
         arguments += [f"--cs336-dtypes={','.join(dtypes)}"] if dtypes else []
         arguments += [name for name, wanted in (("--cs336-audit", audit), ("--cs336-strict", strict)) if wanted]
         arguments += ["-n", str(workers)] if workers else []
-        exit_code = int(pytest.main([*arguments, *pytest_arguments], plugins=_plugins()))
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return Report(exit_code, record)
+        exit_code = int(pytest.main([*arguments, *pytest_arguments], plugins=[*_plugins(), kept]))
+    return Report(exit_code, kept.record)
+
+
+class _Kept:
+    """Takes the record over from the session before it is gone; empty where there was none."""
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+
+    def pytest_unconfigure(self, config: Any) -> None:
+        recorder = config.pluginmanager.get_plugin("cs336_record")
+        self.record = recorder.to_dict() if recorder is not None else {}
 
 
 def _empty_configuration(folder: Path) -> str:

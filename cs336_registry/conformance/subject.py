@@ -17,6 +17,7 @@ from ..component import Component
 from ..decision import COMPOSED, Decision
 from ..machine import Machine, detect
 from ..plugin import Backend, Implementation
+from .trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,23 @@ class Subject:
         tensors = bool(registry.contract(self.component).dtypes)
         return "cuda" if tensors and detect().cuda_devices and "cuda" in self.claims.devices else "cpu"
 
+    @property
+    def place(self) -> str:
+        """The device as a claim names it: "interpreter" where a GPU's kernels are interpreted on CPU tensors."""
+        assert self.claims is not None
+        interpreted = bool(registry.contract(self.component).dtypes) and "cpu" not in self.claims.devices
+        return "interpreter" if self.device == "cpu" and interpreted else self.device
+
     def decision(self) -> Decision:
         """The Decision that serves it; AssertionError where anything else than this backend would run."""
         decision = registry.resolve(self.component, backend=f"{self.backend}!")
         ran = {part.backend for part in decision.parts} if decision.backend == COMPOSED else {decision.backend}
         assert ran == {self.backend}, f"{self.component}: asked for {self.backend}, would run {', '.join(sorted(ran))}"
         return decision
+
+    def trial(self, folder: Path, seed: int) -> Trial:
+        """Where and with which numbers it is judged."""
+        return Trial(folder=folder, seed=seed, device=self.device, origin=("backend", self.backend))
 
     def load(self) -> Callable[..., Any]:
         """The callable that the registry hands out for this backend, and for no other."""
@@ -70,6 +82,15 @@ def find(backend: str, component: str) -> Subject:
     return Subject(backend=backend, component=component, claims=_composed_claims(contract, status.backend))
 
 
+def provides(backend: str, component: str) -> bool:
+    """Whether `backend` brings the component, or every part that the core composes it from; available or not."""
+    manifest = registry.backends()[backend].backend
+    if manifest is None:
+        return False
+    parts = registry.contract(component).composed_of or (component,)
+    return manifest.implementation(component) is not None or all(map(manifest.implementation, parts))
+
+
 def _composed_claims(contract: Component, backend: Backend) -> Implementation:
     """What the core's own composition can do over this backend's parts: what all of them can."""
     parts = [part for name in contract.composed_of if (part := backend.implementation(name)) is not None]
@@ -85,6 +106,7 @@ def _composed_claims(contract: Component, backend: Backend) -> Implementation:
         gradient=all(part.gradient for part in parts),
         deterministic=all(part.deterministic for part in parts),
         thread_safe=all(part.thread_safe for part in parts),
+        process_safe=all(part.process_safe for part in parts),
         features=contract.features,
     )
 

@@ -62,3 +62,8 @@ def test_repeat(request, backend, check, tmp_path):
 def test_threads(request, backend, check, tmp_path):
     """Several threads may call at once."""
     judge(request, backend, check, tmp_path)
+
+
+def test_processes(request, backend, check, tmp_path):
+    """Several processes may call at once."""
+    judge(request, backend, check, tmp_path)

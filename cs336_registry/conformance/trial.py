@@ -29,6 +29,8 @@ class Trial:
     folder: Path
     seed: int = 0
     device: str = "cpu"
+    origin: tuple[str, str] | None = None
+    """("backend" or "mutant", its name): where another process finds the implementation."""
 
     def maker(self, case_seed: int = 0, dtype: str | None = None) -> ArgumentMaker:
         """A fresh ArgumentMaker with a folder of its own, so that the files of two calls never meet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -95,10 +96,10 @@ def prose(words: int, *, seed: int = 0, documents: int = 1, separator: str = END
         "".join(source.choices(syllables, k=source.choice((1, 1, 2, 2, 3)))) + source.choice(_ENDINGS)
         for _ in range(max(50, words // 8))
     ]
-    weights = [1 / (rank + 2) for rank in range(len(vocabulary))]
+    cumulative = list(accumulate(1 / (rank + 2) for rank in range(len(vocabulary))))
     texts = []
     for _ in range(documents):
-        chosen = source.choices(vocabulary, weights, k=max(1, words // documents))
+        chosen = source.choices(vocabulary, cum_weights=cumulative, k=max(1, words // documents))
         for position in range(len(chosen)):
             if source.random() < 0.03:
                 chosen[position] = source.choice(_RARE)

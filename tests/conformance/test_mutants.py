@@ -13,7 +13,6 @@ from cs336_registry.conformance.checks import checks
 from cs336_registry.conformance.mutants import AREAS, mutants
 from cs336_registry.conformance.mutation import judge_mutant
 from cs336_registry.conformance.subject import find
-from cs336_registry.conformance.trial import Trial
 from cs336_registry.machine import detect
 
 MUTANTS = {f"{mutant.component}-{mutant.name}": mutant for mutant in mutants()}
@@ -45,7 +44,7 @@ def correct():
 def test_no_false_alarm(backend, component, seed, tmp_path):
     """Seed 0 is what the suite itself runs; other numbers must not change the verdict."""
     subject = find(backend, component)
-    implementation, trial = subject.load(), Trial(folder=tmp_path, seed=seed, device=subject.device)
+    implementation, trial = subject.load(), subject.trial(tmp_path, seed)
     for check in checks(registry.contract(component)):
         if not check.unclaimed(subject.claims, detect(), subject.device):
             check.run(implementation, subject.claims, trial)

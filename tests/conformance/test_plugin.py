@@ -127,12 +127,40 @@ def test_several_backends_are_told_apart(pytester, toy):
     )
 
 
+def test_several_seeds_repeat_what_depends_on_the_numbers(pytester, toy):
+    toy()
+    options = ("--cs336-backend=toy", "--cs336-json=record.json", "--cs336-seed=3", "--cs336-seeds=2")
+    assert conformance(pytester, *options, "-k", "course-float32 or signature or law").ret == 0
+    seeds = {row["check"]: row["seeds"] for row in record(pytester)["checks"] if row["outcome"] == "passed"}
+    assert seeds["test_case[silu-course-float32]"] == 2 and seeds["test_signature[silu]"] == 1
+
+
+def test_the_seed_of_a_failure_is_named(pytester, toy):
+    """Right where the first number is positive, as it is with some seeds and not with others."""
+    toy(operators=RIGHT.replace("silu(x)\n", "silu(x) * (x.flatten()[0] > 0)\n"))
+    result = conformance(pytester, "--cs336-backend=toy", "--cs336-seeds=8", "-k", "test_case and course-float32")
+    assert result.ret == 1
+    result.stdout.re_match_lines([r".*again with: --cs336-seed=[0-7]"])
+
+
+def test_by_default_the_components_are_those_that_the_backend_provides(pytester, toy):
+    toy()
+    options = ("--cs336-backend=toy", "--cs336-json=record.json", "-k", "signature")
+    result = pytester.runpytest_subprocess("--pyargs", "cs336_registry.conformance", "-p", "no:cacheprovider", *options)
+    assert result.ret == 0
+    assert {row["component"] for row in record(pytester)["checks"]} == {"silu"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--cs336-backend=toi",), "*unknown backend 'toi': did you mean 'toy'*"),
         (("--cs336-backend=toy", "--cs336-components=silo"), "*unknown component 'silo': did you mean 'silu'*"),
         (("--cs336-backend=toy", "--cs336-dtypes=float31"), "*unknown dtype 'float31': did you mean 'float32'*"),
+        (
+            ("--cs336-backend=toy", "--cs336-seeds=0"),
+            "*--cs336-seeds is 0: give the number of seeds to try, 1 or more*",
+        ),
     ],
 )
 def test_names_that_do_not_exist_are_refused(pytester, toy, options, message):

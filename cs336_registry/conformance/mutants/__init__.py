@@ -13,6 +13,7 @@ from typing import Any
 
 from ... import registry
 
+TEXTBOOK = "reference"
 AREAS: dict[str, tuple[str, ...]] = {
     "text": ("pretoken_counter", "bpe_trainer", "tokenizer"),
     "data": ("get_batch", "save_checkpoint", "load_checkpoint"),
@@ -87,4 +88,4 @@ def mutants(components: Sequence[str] | None = None) -> list[Mutant]:
 
 def textbook(component: str) -> Callable[..., Any]:
     """The reference backend's implementation: right, as the kit itself has to find."""
-    return registry.get(component, backend="reference!")
+    return registry.get(component, backend=f"{TEXTBOOK}!")

@@ -188,6 +188,18 @@ def scratch_buffer_shared(textbook):
     return rmsnorm
 
 
+@mutation("rmsnorm", "the backward pass reads what the latest forward pass of any thread left", groups=("threads",))
+def saved_for_all_threads(textbook):
+    saved = {}
+
+    def rmsnorm(x, weight, eps=1e-5):
+        own = saved["sum"] = float(x.detach().double().sum())
+        time.sleep(1e-4)
+        return normed(x, changed_gradient(weight, lambda gradient: gradient + (saved["sum"] - own)), eps)
+
+    return rmsnorm
+
+
 @mutant("rmsnorm", "a random rounding of the last bits", groups=("repeat",))
 def last_bits_random(x, weight, eps=1e-5):
     noise = 1 + torch.finfo(torch.float32).eps * torch.randn(x.shape, device=x.device)

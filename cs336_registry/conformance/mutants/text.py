@@ -6,10 +6,16 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import sys
+import tempfile
+import time
 import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import regex
 
@@ -99,6 +105,30 @@ def _counter(name, switch, bug, **details):
 
     make.__name__ = name
     mutation("pretoken_counter", bug, **details)(make)
+
+
+@mutation(
+    "pretoken_counter",
+    "partial counts pass through one file that all processes of a machine share",
+    groups=("processes",),
+)
+def counter_shares_a_file(textbook):
+    # Of one session, so that mutants of two sessions do not meet.
+    shared = Path(tempfile.gettempdir()) / f"cs336-mutant-counts-{os.getppid()}.json"
+
+    def pretoken_counter(input_path, special_tokens=(), *, pattern=GPT2_PATTERN):
+        counts = count(input_path, special_tokens, pattern, ())
+        try:
+            shared.write_text(json.dumps({pretoken.hex(): number for pretoken, number in counts.items()}))
+            time.sleep(0.01)
+            found = json.loads(shared.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        finally:
+            shared.unlink(missing_ok=True)
+        return {bytes.fromhex(pretoken): number for pretoken, number in found.items()}
+
+    return pretoken_counter
 
 
 for _name, _switch, _bug in (
@@ -212,6 +242,10 @@ def pair_counts(words, bugs):
             pairs[pair] += times
     if "counts in 8 bits" in bugs:
         return {pair: (times - 1) % 256 + 1 for pair, times in pairs.items()}
+    if "counts in 32 bits" in bugs:
+        return {pair: times % 2**32 for pair, times in pairs.items()}
+    if "counts as floats" in bugs:
+        return {pair: float(times) for pair, times in pairs.items()}
     return pairs
 
 
@@ -250,6 +284,14 @@ def _trainer(name, switch, bug, **details):
             counts = count(input_path, special_tokens, pattern, {switch})
             return train(counts, vocab_size, special_tokens, tie_break, {switch})
 
+        def train_from_counts(words, vocab_size, special_tokens=(), *, tie_break="greatest_bytes"):
+            return train(words.to_dict(), vocab_size, special_tokens, tie_break, {switch})
+
+        # A package of its own, so that both entries of a trainer are found, and both have the bug.
+        package, beside = ModuleType(f"mutant_{name}"), ModuleType(f"mutant_{name}.train_from_counts")
+        beside.train_from_counts = train_from_counts
+        sys.modules |= {package.__name__: package, beside.__name__: beside}
+        bpe_trainer.__module__ = f"{package.__name__}.bpe_trainer"
         return bpe_trainer
 
     make.__name__ = name
@@ -272,6 +314,8 @@ for _name, _switch, _bug in (
     ("pairs_counted_once_a_word", "a pair once a word", "a pair is counted once per word"),
     ("pretokens_counted_once", "every pretoken once", "how often a pretoken occurs is ignored"),
     ("pair_counts_overflow", "counts in 8 bits", "pair counts are kept in too few bits and wrap around"),
+    ("pair_counts_in_32_bits", "counts in 32 bits", "pair counts are kept in 32 bits and wrap around"),
+    ("pair_counts_as_floats", "counts as floats", "pair counts are floats, whole numbers up to 2**53 only"),
     ("pair_counts_stale", "counts never updated", "pair counts are not updated after a merge"),
     ("merged_from_the_right", "merged from the right", "pairs are joined from right to left"),
     ("merged_in_one_place", "only the first place merged", "of several places in a word, only the first is merged"),
@@ -409,6 +453,10 @@ class Spoilt:
             if "pieces kept" in self.bugs:
                 kept.append(chunk + "")
                 kept.append(self.encode(chunk))
+            if "pieces kept natively" in self.bugs:
+                # Outside Python's allocator, as a compiled library's buffer is.
+                kept.append(mmap.mmap(-1, len(utf8(chunk)) + 1))
+                kept[-1].write(utf8(chunk))
             yield from self.encode(chunk)
 
     def decode(self, ids):
@@ -525,6 +573,12 @@ for _name, _switch, _bug, _details in (
         {"groups": ("law",)},
     ),
     ("pieces_kept", "pieces kept", "encode_iterable keeps every piece and its ids until it ends", {"groups": ("law",)}),
+    (
+        "pieces_kept_natively",
+        "pieces kept natively",
+        "encode_iterable keeps every piece, in a buffer that is not Python's, until it ends",
+        {"groups": ("law",)},
+    ),
     (
         "files_read_as_plain_text",
         "files read as plain text",
