@@ -31,14 +31,15 @@ td.refused { color: #c9184a; white-space: normal }
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page as HTML. It loads nothing: styles and pictures are inside."""
-    machines = list(dict.fromkeys((row.get("machine", ""), row.get("device", "cpu")) for row in rows))
+    measured = [row for row in rows if row["benchmark"] != "conformance"]
+    machines = list(dict.fromkeys((row.get("machine", ""), row.get("device", "cpu")) for row in measured))
     parts = [
         "<h1>cs336_registry benchmarks</h1>",
-        f"<p>{len(rows)} rows from {len(machines)} machine(s). A speed stands here only where the same process "
-        "first passed the contract's checks. Medians of interleaved rounds; compare figures of one run only.</p>",
+        f"<p>{len(measured)} rows from {len(machines)} machine(s). A component's speed stands here only where the same "
+        "process first passed the contract's checks. Medians of interleaved rounds; compare figures of one run.</p>",
     ]
     for machine, device in machines:
-        mine = [row for row in rows if (row.get("machine", ""), row.get("device", "cpu")) == (machine, device)]
+        mine = [row for row in measured if (row.get("machine", ""), row.get("device", "cpu")) == (machine, device)]
         parts.append(f"<h2>{html.escape(machine or 'unknown machine')} ({html.escape(device)})</h2>")
         parts += [f"<figure>{picture}</figure>" for picture in _pictures(mine) if picture]
         parts.append(_table(mine))
@@ -50,16 +51,14 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _pictures(rows: Sequence[dict[str, Any]]) -> list[str | None]:
-    components = [row for row in rows if row.get("benchmark") == "component"]
-    training = [row for row in rows if row.get("benchmark") == "bpe_training"]
-    size = ("input bytes", "seconds")
+    components = [row for row in rows if row["benchmark"] == "component"]
+    training = [row for row in rows if row["benchmark"] == "bpe_training"]
     return [
-        pictures.ratios(components, "speed against the reference (forward and backward where there is one)"),
-        pictures.shares(components, "share of the machine's limit, largest workload"),
-        pictures.growth(training, "bytes", "seconds", "BPE training: time against size", size),
-        pictures.growth(
-            training, "bytes", "peak_memory", "BPE training: memory against size", ("input bytes", "peak bytes")
-        ),
+        pictures.ratios(components, "Speed against the reference (forward and backward where there is one)"),
+        pictures.shares(components, "Share of the machine's limit (copying memory or multiplying matrices)"),
+        pictures.memory(components, "Peak memory"),
+        pictures.growth(training, "seconds", "BPE training: time against size", "seconds"),
+        pictures.growth(training, "peak_memory", "BPE training: memory against size", "peak memory in MB", 1e6),
     ]
 
 
@@ -77,8 +76,8 @@ def _cells(row: dict[str, Any]) -> str:
     size = row.get("workload") or " ".join(str(row[key]) for key in ("corpus", "vocab_size", "mode") if row.get(key))
     first = [what, size, row.get("backend", ""), row.get("dtype") or "", row.get("direction") or ""]
     cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in first)
-    if row.get("refused"):
-        return f"{cells}<td class=refused colspan=5>no speed: {html.escape(row['refused'][:300])}</td>"
+    if refused := row.get("refused") or row.get("error"):
+        return f"{cells}<td class=refused colspan=5>no speed: {html.escape(refused[:300])}</td>"
     spread = f"{duration(row['seconds_low'])} to {duration(row['seconds_high'])}" if row.get("seconds_low") else ""
     share = f"{100 * row['share_of_limit']:.1f} % of {row['limit']}" if row.get("share_of_limit") else ""
     memory = f"{row['peak_memory'] / 1e6:.0f} MB" if row.get("peak_memory") else ""

@@ -117,11 +117,19 @@ def grid(rows: Sequence[dict[str, Any]]) -> str:
     """Component x backend: what was proven, in which dtypes, how fast."""
     from ..conformance.matrix import grid
 
-    return grid(rows)
+    return grid(rows, own=True)
+
+
+def shortfalls(rows: Sequence[dict[str, Any]]) -> str:
+    """Backend by backend, what it does not claim or does not pass, and why."""
+    from ..conformance.matrix import shortfalls
+
+    return shortfalls(rows, own=True)
 
 
 TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "grid": grid,
+    "shortfalls": shortfalls,
     "component_speeds": component_speeds,
     "bpe_training": bpe_training,
     "encoding": encoding,

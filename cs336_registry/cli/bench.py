@@ -132,11 +132,6 @@ def tables(*, results: Path = Path("benchmarks/results"), files: list[Path] | No
 def _providers(component: str) -> list[str]:
     import cs336_registry as registry
 
-    contract = registry.contract(component)
-    return [
-        name
-        for name, status in registry.backends().items()
-        if status.state == "ok"
-        and status.backend is not None
-        and all(status.backend.implementation(part) for part in contract.composed_of or (component,))
-    ]
+    from ..conformance.subject import provides
+
+    return [name for name, status in registry.backends().items() if status.state == "ok" and provides(name, component)]

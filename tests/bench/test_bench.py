@@ -11,6 +11,7 @@ import pytest
 import cs336_registry as registry
 from cs336_registry.bench import report, roofline, rows, runner, tables
 from cs336_registry.cli import main
+from cs336_registry.conformance import answering
 
 WRONG = """
 from cs336_registry.plugin import Backend, Implementation, hookimpl
@@ -86,7 +87,7 @@ def test_what_cannot_run_here_is_named_and_has_no_row(monkeypatch):
 
 
 def test_a_dead_worker_is_a_refusal(monkeypatch):
-    monkeypatch.setattr(runner, "sys", type("Python", (), {"executable": "/bin/false"}))
+    monkeypatch.setattr(answering, "sys", type("Python", (), {"executable": "/bin/false"}))
     found = runner.run(runner.Plan(backends=("reference",), **RMSNORM), say=lambda line: None)
     assert "ended with code 1" in found[0]["refused"]
 
@@ -132,6 +133,20 @@ def test_tables_are_rendered_between_markers_and_staleness_is_seen(tmp_path):
         tables.rendered("<!-- rows: nonesuch -->\n<!-- end rows -->", found)
 
 
+def test_growth_has_a_panel_for_each_text_and_leaves_out_what_failed():
+    def row(text, megabytes, backend, **more):
+        place = {"benchmark": "bpe_training", "text": text, "corpus": f"{text} {megabytes} MB", "backend": backend}
+        return place | {"bytes": megabytes * 1_000_000, "vocab_size": 1000, "machine": "a machine"} | more
+
+    found = [row("novels", size, "numba_bpe", seconds=size / 30, peak_memory=10**8) for size in (1, 10, 100)]
+    found += [row("mixed", 10, "rustbpe", seconds=2.0, peak_memory=10**8), row("mixed", 20, "bpeasy", error="killed")]
+    page = report.page(found)
+    assert page.count("<svg") == 2
+    for words in ("novels, vocabulary of 1,000: text in MB", "mixed, vocabulary of 1,000: text in MB"):
+        assert words in page
+    assert "no speed: killed" in page
+
+
 def test_the_readmes_tables_are_fresh():
     root = Path(__file__).parents[2]
     assert not tables.stale(root / "README.md", list(rows.read(root / "benchmarks" / "results")))
@@ -142,6 +157,6 @@ def test_the_report_loads_nothing_and_shows_losers(tmp_path):
     page = report.page(
         [made_up("reference", 2e-3, **limits), made_up("torch", 1e-3), made_up("bad", 0.0, refused="case[x] <b>")]
     )
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "no speed: case[x] &lt;b&gt;" in page
     assert not re.search(r'(src|href)\s*=\s*"?https?:', page)
