@@ -44,12 +44,15 @@ def run(plan: Plan, roofline: Roofline | None = None, say: Callable[[str], None]
     workload = find_workload(contract, plan.workload)
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        ready: dict[str, tuple[Answering, dict[str, Any]]] = {}
+        workers: dict[str, Answering] = {}
         for backend in plan.backends:
             job = Job(plan.component, backend, plan.workload, plan.dtype, plan.device, plan.seed)
-            one = stack.enter_context(worker(job))
+            workers[backend] = stack.enter_context(worker(job))
+            # All are judged at the same time: nothing is timed before every one of them has answered.
+            workers[backend].tell(asdict(job))
+        ready: dict[str, tuple[Answering, dict[str, Any]]] = {}
+        for backend, one in workers.items():
             try:
-                one.tell(asdict(job))
                 reply = one.answer()
             except Died as error:
                 reply = {"refused": str(error)}
