@@ -84,6 +84,11 @@ contract = Component(
     oracle=oracle,
     dtypes=("float32", "bfloat16", "float16", "float64"),
     differentiable=("x", "weight"),
+    tolerance=Tolerance(
+        absolute=32.0,
+        reason="2000 products added one after another lose sqrt(2000 / 6), about 18 roundings of a result near 1.7, as "
+        "a random walk; PyTorch's order in blocks, which sets the measure, loses fewer",
+    ),
     gradient_tolerance=Tolerance(
         factor=3.0,
         floor=4.0,
