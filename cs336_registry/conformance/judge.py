@@ -40,8 +40,9 @@ def _repeats_parts(check: Check, backend: str) -> bool:
     in every dtype and layout. What is left is how they fit together: every case in one dtype, the first case in all.
     """
     claims, contract = find(backend, check.contract.name).claims, check.contract
-    composed = claims is not None and bool(contract.composite) and claims.target == contract.composite
-    if not composed or backend == registry.DEFAULT_BACKEND or check.subject not in contract.cases[1:]:
+    if claims is None or claims.target != contract.composite or backend == registry.DEFAULT_BACKEND:
+        return False
+    if check.subject not in contract.cases[1:]:
         return False
     return check.group not in ("case", "gradient") or check.dtype != best_dtype(contract, claims)
 

@@ -96,7 +96,8 @@ def _cell(
         if not passed and not failed:
             continue
         verdict = f"{failed} of {passed + failed} failed" if failed else f"{passed} passed"
-        dtypes = f" ({', '.join(SHORT.get(name, name) for name in row['dtypes'])})" if row["dtypes"] else ""
+        names: list[str] = row["dtypes"]
+        dtypes = f" ({', '.join(SHORT.get(name, name) for name in names)})" if names else ""
         speed = speeds.get((component, backend, row["device"]))
         ratio = f", **{speed[0]:.2g}x**" if speed is not None and backend != registry.DEFAULT_BACKEND else ""
         parts.append(f"{row['device']}: {verdict}{dtypes}{ratio}")
