@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every component on this machine's CPU, float32, at sizes that the textbook manages in seconds; rows are appended to $out.
-# Usage: benchmarks/cpu_round.sh [tensors|compiled|models|text] ... (all by default), on an otherwise idle machine.
+# Usage: benchmarks/cpu_round.sh [tensors|more_tensors|compiled|models|text] ... (all by default), on an otherwise idle machine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${out:-benchmarks/results/components_cpu.jsonl}
@@ -23,11 +23,16 @@ tensors() {
     bench cross_entropy 4096x10000 reference torch
     bench swiglu 8192x2048 reference torch
     bench rope b4_h12_kv12_s1024_d64 reference torch
+}
+
+more_tensors() {
     bench embedding 16384_of_50257x768 reference torch
     bench add_rmsnorm 8192x768 reference torch
     bench silu 8192x2048 reference torch
     bench linear 8192x768x2048 reference torch
     bench linear_cross_entropy 512x256x1000 reference torch
+    bench gradient_clipping 36x512x512 reference torch
+    bench adamw 36x512x512 reference torch
 }
 
 # torch.compile over the reference: minutes of compiling, since the gate has many shapes.
@@ -40,8 +45,6 @@ compiled() {
 }
 
 models() {
-    bench adamw 36x512x512 reference torch
-    bench gradient_clipping 36x512x512 reference torch
     bench get_batch 512x1024_of_10000000 reference torch
     bench multihead_self_attention b4_s256_d512_h16 reference torch
     bench transformer_block b4_s256_d512_h16_f1344 reference torch
@@ -58,7 +61,7 @@ text() {
     bench pretoken_counter prose_1000k_words reference heap_bpe numba_bpe
 }
 
-for group in "${@:-tensors compiled models text}"; do
+for group in "${@:-tensors more_tensors compiled models text}"; do
     for name in $group; do "$name"; done
 done
 exit $failed
