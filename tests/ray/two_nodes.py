@@ -34,6 +34,20 @@ def wake(*nodes: str) -> None:
     assert found == list(nodes)
 
 
+def started(attempts: int = 3) -> Cluster:
+    """A cluster of two nodes. Ray gives a node 30 s to start, which a busy machine may not have: then once more."""
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+    except Exception as error:
+        cluster.shutdown()
+        if "timed out during startup" not in str(error) or attempts == 1:
+            raise
+        return started(attempts - 1)
+    return cluster
+
+
 def held_on_one_node(one, special_tokens, pattern, counter):
     """`count_shard`, which comes back only once on the node that the file .hold names."""
     counted = count_shard(one, special_tokens, pattern, counter)
@@ -48,9 +62,8 @@ def held_on_one_node(one, special_tokens, pattern, counter):
 
 def main() -> None:
     corpus, shard_bytes = Path(sys.argv[1]), int(sys.argv[2])
-    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    second = cluster.add_node(**node)
+    cluster = started()
+    (second,) = cluster.worker_nodes
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     wake(cluster.head_node.node_id, second.node_id)
