@@ -20,6 +20,14 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Train": {
         "train": ("train:train", "Train as a configuration says, and continue after any interruption."),
+        "sweep": (
+            "sweep:sweep",
+            "Train every combination of the values that are varied, and compare them on one page.",
+        ),
+        "resume-check": (
+            "resume_check:resume_check",
+            "Prove that a run killed at random steps ends with the losses and weights of one left alone.",
+        ),
         "report": ("report:report", "Draw one run, or several side by side, as one self-contained HTML page."),
         "generate": ("generate:generate", "Let a trained model write, streamed token by token."),
         "export": (
@@ -32,6 +40,13 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Make the course's deliverables that fit this machine, on one page, each with its command.",
         ),
         "doctor": ("doctor:doctor", "Hold this machine against a configuration and say what to do."),
+    },
+    "Data": {
+        "data download": (
+            "data:download",
+            "Fetch a corpus: tinystories, owt, or a recipe of your own; continued where it was cut off, and checked.",
+        ),
+        "data encode": ("tokenizer:encode", "Write the token ids of text to a file that can be memory-mapped."),
     },
     "Tokenizers": {
         "tokenizer train": ("tokenizer:train", "Learn a byte-pair vocabulary from text, or from counts."),

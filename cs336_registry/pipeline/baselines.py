@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 import math
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -15,16 +14,15 @@ COUNTED_TOKENS = 20_000_000
 
 
 def compute(
-    train_ids: np.ndarray, validation_ids: np.ndarray, validation_text: Path, text_bytes: int
+    train_ids: np.ndarray, validation_ids: np.ndarray, validation_text: bytes, text_bytes: int
 ) -> dict[str, float]:
     """Bits per byte of the validation text, by name.
 
     unigram, bigram: token frequencies of the training text (smoothed), for each token alone or given the one before;
     zlib, lzma: the strongest settings of the compressors, which may look back over the whole validation text (zlib:
-    32 kB) and learn from it as they go.
+    32 kB) and learn from it as they go; COMPRESSED_BYTES of it are enough. text_bytes: those of validation_ids.
     """
-    with open(validation_text, "rb") as file:
-        text = file.read(COMPRESSED_BYTES)
+    text = validation_text[:COMPRESSED_BYTES]
     train_ids, size = train_ids[:COUNTED_TOKENS], max(text_bytes, 1)
     counts = np.bincount(train_ids) if len(train_ids) else np.zeros(1, dtype=np.int64)
     vocab = max(len(counts), int(validation_ids.max()) + 1)

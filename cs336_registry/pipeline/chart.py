@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve. style: "line"; "faint" for the noise behind a line; "dots" for few measured points."""
+    """A named curve. style: "line", "dashed", "dotted"; "faint" for the noise behind a line; "dots" for few points."""
 
     name: str
     points: Points

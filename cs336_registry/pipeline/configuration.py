@@ -70,7 +70,8 @@ class DataConfiguration:
     """The text, and where what is made of it is kept."""
 
     train: str | tuple[str, ...] = STANDARD_LIBRARY
-    """A path (text, .gz, .zst, .jsonl, .parquet, a folder, a glob), several, or "standard-library"."""
+    """A path (text, .gz, .zst, .jsonl, .parquet, a folder, a glob), several, or "standard-library"; or one .npy file of
+    cs336 data encode, with another for validation and the tokenizer's folder in tokenizer.path."""
     validation: str | tuple[str, ...] | None = None
     """The same for validation; without it, `validation_fraction` of the documents of `train` are held out."""
     validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
@@ -78,6 +79,21 @@ class DataConfiguration:
     """Read at most about this many bytes of text."""
     folder: str | None = None
     """Where tokenizer and tokens are kept, for runs that share them; default: the run's own folder."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether `train` is a file of tokens."""
+        return _is_tokens(self.train)
+
+    def problem(self) -> str | None:
+        if self.is_encoded != (self.validation is not None and _is_tokens(self.validation)):
+            return (
+                f"train = {self.train!r}, validation = {self.validation!r}: tokens are taken for both or for neither; "
+                f"cs336 data encode makes a .npy file of a text"
+            )
+        if self.is_encoded and self.maximum_bytes is not None:
+            return f"maximum_bytes = {self.maximum_bytes} cuts text, and {self.train} holds tokens: leave it out"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +205,16 @@ class ParallelConfiguration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsConfiguration:
+    """Where metrics go beside metrics.jsonl."""
+
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Each needs the extra of the same name: pip install 'cs336-registry[tensorboard]'."""
+    project: str = "cs336"
+    """What trackio and wandb file the run under."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """A run. `backend` is a selector, such as "triton,adamw=torch"; without it the active selection decides."""
 
@@ -206,6 +232,7 @@ class Configuration:
     parallel: ParallelConfiguration = field(default_factory=ParallelConfiguration)
     evaluation: EvaluationConfiguration = field(default_factory=EvaluationConfiguration)
     checkpoint: CheckpointConfiguration = field(default_factory=CheckpointConfiguration)
+    metrics: MetricsConfiguration = field(default_factory=MetricsConfiguration)
 
     @property
     def tokens_per_step(self) -> int:
@@ -216,6 +243,8 @@ class Configuration:
         return self.schedule.cosine_steps or self.training.steps
 
     def problem(self) -> str | None:
+        if self.data.is_encoded and self.tokenizer.path is None:
+            return f"data.train = {self.data.train!r} holds tokens: name their tokenizer's folder in tokenizer.path"
         if self.schedule.warmup_steps >= self.cosine_steps:
             return (
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} leaves nothing of the schedule's "
@@ -234,12 +263,17 @@ class Configuration:
         return msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self)))
 
 
+def _is_tokens(inputs: str | tuple[str, ...]) -> bool:
+    return isinstance(inputs, str) and inputs.endswith(".npy")
+
+
 FREE_TO_CHANGE = (
     "name",
     "description",
     "parallel",
     "evaluation",
     "checkpoint",
+    "metrics",
     "data.folder",
     "training.log_every",
     "training.steps",

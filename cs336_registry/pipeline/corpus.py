@@ -37,6 +37,7 @@ LEFT_OUT = frozenset(
     }
 )
 """Folders of the standard library that are not written as prose or programs: tables, test data, installed packages."""
+READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,29 @@ def _as_it_is(data: DataConfiguration, end_of_text: str, source: str, progress: 
     train, validation = expand(data.train), expand(data.validation)
     if len(train) != 1 or len(validation) != 1 or not (is_plain(train[0]) and is_plain(validation[0])):
         return None
-    sides = []
-    for path in (train[0], validation[0]):
-        total, ends, digest, tail = 0, 0, hashlib.sha256(), b""
-        with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
-            while block := file.read(1 << 22):
-                total += len(block)
-                digest.update(block)
-                ends += (tail + block).count(end_of_text.encode())
-                tail = block[-(len(end_of_text.encode()) - 1) :]
-                stage.advance(len(block))
-        if total == 0:
-            raise ValueError(f"{path} is empty: pass a file with text in it")
-        sides.append(Split(path.absolute(), max(1, ends), total - ends * len(end_of_text.encode()), digest.hexdigest()))
-    return Corpus(source, *sides)
+    return Corpus(source, *(measure(path, end_of_text, progress) for path in (train[0], validation[0])))
+
+
+def measure(path: Path, end_of_text: str, progress: Progress) -> Split:
+    """What is in a plain file: documents end at `end_of_text`, or, the last one, at the file's end.
+
+    Raises ValueError for an empty file.
+    """
+    mark, digest = end_of_text.encode(), hashlib.sha256()
+    total, ends, text_follows, tail = 0, 0, False, b""
+    with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
+        while block := file.read(READ_BYTES):
+            total += len(block)
+            digest.update(block)
+            *ended, rest = (tail + block).split(mark) if mark else [block]
+            ends += len(ended)
+            text_follows = bool(rest.strip()) or (text_follows and not ended)
+            # What may be the beginning of a mark that the next block completes.
+            tail = rest[len(rest) - min(len(rest), len(mark) - 1) :] if mark else b""
+            stage.advance(len(block))
+    if total == 0:
+        raise ValueError(f"{path} is empty: pass a file with text in it")
+    return Split(path.absolute(), max(1, ends + text_follows), total - ends * len(mark), digest.hexdigest())
 
 
 def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, progress: Progress) -> Corpus:

@@ -30,6 +30,7 @@ OPTIONAL = {
     "transformers": "export and import of models: pip install 'cs336-registry[export]'",
     "zstandard": ".zst inputs: pip install 'cs336-registry[files]'",
     "pyarrow": ".parquet inputs: pip install 'cs336-registry[files]'",
+    "tensorboard": "metrics.sinks: pip install 'cs336-registry[tensorboard]'",
 }
 
 

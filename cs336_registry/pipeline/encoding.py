@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..text.files import atomic_write, write_json
 from ..text.inputs import STANDARD_INPUT, byte_texts, decoded, expand, is_plain
-from . import tokens
+from . import corpus, tokens
 from .corpus import Split
 from .progress import Progress
 from .tokenization import RunTokenizer
@@ -38,27 +38,13 @@ def encode(
     paths = expand(list(inputs))
     separator = tokenizer.end_of_text
     if len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file():
-        split = _measured(paths[0], separator, progress)
+        split = corpus.measure(paths[0], separator, progress)
         return tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
     split = _written_out(paths, separator, out, progress)
     found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
     split.path.unlink()
     split.path.with_suffix(".json").unlink()
     return found
-
-
-def _measured(path: Path, separator: str, progress: Progress) -> Split:
-    digest, total, ends, tail = hashlib.sha256(), 0, 0, b""
-    mark = separator.encode()
-    with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            total += len(block)
-            if mark:
-                ends += (tail + block).count(mark)
-                tail = (tail + block)[-(len(mark) - 1) :] if len(mark) > 1 else b""
-            stage.advance(len(block))
-    return Split(path.absolute(), max(1, ends), total - ends * len(mark), digest.hexdigest())
 
 
 def _written_out(paths: Sequence[Path], separator: str, out: Path, progress: Progress) -> Split:
@@ -68,23 +54,17 @@ def _written_out(paths: Sequence[Path], separator: str, out: Path, progress: Pro
     record = path.with_suffix(".json")
     if STANDARD_INPUT not in paths and record.is_file() and path.is_file():
         return Split(**{**json.loads(record.read_text(encoding="utf-8")), "path": path})
-    digest, documents, size = hashlib.sha256(), 0, 0
     with progress.stage("reading the text", unit="B") as stage, atomic_write(path) as file:
         for number, blocks in enumerate(byte_texts(paths)):
-            if number:
-                if not separator:
-                    raise ValueError(
-                        "the tokenizer has no special token to put between several texts: encode them one at a time"
-                    )
-                file.write(separator.encode())
-                digest.update(separator.encode())
-            documents += 1
+            if number and not separator:
+                raise ValueError(
+                    "the tokenizer has no special token to put between several texts: encode them one at a time"
+                )
+            file.write(separator.encode() if number else b"")
             for block in _clean(blocks):
                 file.write(block)
-                digest.update(block)
-                size += len(block)
                 stage.advance(len(block))
-    split = Split(path, max(1, documents), size, digest.hexdigest())
+    split = corpus.measure(path, separator, progress)
     write_json(record, {**asdict(split), "path": path.name})
     return split
 

@@ -15,17 +15,17 @@ from typing import Any
 
 from ..text import samples
 from ..text.files import write_text
-from . import handout_page, training
+from . import handout_page
 from .completion import Completion, complete
 from .configuration import Configuration, load
 from .decoding import Sampling, Speed
-from .errors import RunError
-from .metrics import of_kind
 from .progress import Progress
 from .report_run import Run, read
 from .run_folder import RunFolder
+from .sweep import trained
 from .trained import load as load_trained
 from .trained import read_tokenizer
+from .variations import at_equal_tokens, feed_forward_width
 
 PILE_BYTES = 825e9
 """The Pile, to which the course has the speed of encoding extrapolated."""
@@ -91,7 +91,6 @@ def experiments(configuration: Configuration, full: bool) -> tuple[Experiment, .
     lr, batch, model = configuration.optimizer.lr, configuration.training.batch_size, configuration.model
     rates = [lr * factor for factor in ((0.03, 0.1, 0.3, 3, 10) if full else (0.1, 5))]
     batches = sorted({1, max(1, batch // 4), batch * 4} if full else {max(1, batch // 8), batch * 2})
-    steps = configuration.training.steps
     return (
         Experiment("baseline", "Base model", "a training script with every hyper-parameter", {"base": ()}),
         Experiment(
@@ -110,7 +109,7 @@ def experiments(configuration: Configuration, full: bool) -> tuple[Experiment, .
             "batch_size",
             "Batch-size sweep",
             "curves over batch sizes, the same number of tokens each",
-            {f"batch_{size}": _same_tokens(configuration, size, steps * batch // size) for size in batches},
+            {f"batch_{size}": at_equal_tokens(configuration, size) for size in batches},
         ),
         Experiment(
             "ablations",
@@ -120,8 +119,7 @@ def experiments(configuration: Configuration, full: bool) -> tuple[Experiment, .
                 "no_norm": ("model.norm=none",),
                 "post_norm": ("model.norm=post",),
                 "no_positions": ("model.position=none",),
-                # Two matrices instead of three: half as wide again gives as many parameters.
-                "silu": ("model.ffn=silu", f"model.d_ff={round(1.5 * model.d_ff)}"),
+                "silu": ("model.ffn=silu", f"model.d_ff={feed_forward_width(model.d_ff, model.ffn, 'silu')}"),
             },
         ),
     )
@@ -148,48 +146,15 @@ def make(source: str, out: Path, *, full: bool = False, progress: Progress) -> H
     return handout
 
 
-def _same_tokens(configuration: Configuration, size: int, steps: int) -> tuple[str, ...]:
-    """Another batch size with as many tokens; intervals shrink or grow with the number of steps."""
-    factor = steps / configuration.training.steps
-    every = max(1, round(configuration.evaluation.every * factor))
-    warmup = min(round(configuration.schedule.warmup_steps * factor), steps - 1)
-    return (
-        f"training.batch_size={size}",
-        f"training.steps={steps}",
-        f"schedule.warmup_steps={warmup}",
-        f"evaluation.every={every}",
-        f"checkpoint.every={max(1, round(configuration.checkpoint.every * factor))}",
-        "training.gradient_accumulation=1",
-    )
-
-
 def _train(handout: Handout, name: str, changes: Sequence[str], progress: Progress) -> None:
     """One run, unless it is there; a divergence is a result, not an error."""
-    folder = RunFolder(handout.out / name)
     configuration = load(handout.source, [*handout.settings, *changes, f"name={name}"])
-    diverged = _divergence(folder)
-    if diverged is None:
-        start = time.monotonic()
-        try:
-            training.train(configuration, folder.path, progress=Progress(quiet=True))
-        except RunError as error:
-            diverged = _divergence(folder)
-            if diverged is None:
-                raise
-            progress.say(f"{name}: {error}")
-        else:
-            progress.say(f"{name}: trained in {time.monotonic() - start:.0f} s")
+    start = time.monotonic()
+    diverged = trained(configuration, handout.out / name, Progress(quiet=True))
+    progress.say(f"{name}: {diverged or f'trained in {time.monotonic() - start:.0f} s'}")
     if diverged is not None:
         handout.failed[name] = diverged
-    handout.runs[name] = read(folder.path, len(handout.runs))
-
-
-def _divergence(folder: RunFolder) -> str | None:
-    """Where a run's loss stopped being a number, from its metrics."""
-    if not folder.metrics_path.is_file():
-        return None
-    rows = of_kind(folder.metrics(), "divergence")
-    return f"diverged at step {rows[-1]['step']}: loss {rows[-1]['loss']}" if rows else None
+    handout.runs[name] = read(handout.out / name, len(handout.runs))
 
 
 def _measure_encoding(handout: Handout) -> tuple[dict[str, Any], ...]:
@@ -199,7 +164,7 @@ def _measure_encoding(handout: Handout) -> tuple[dict[str, Any], ...]:
     # The text of the corpus is kept beside the tokens, or is a file of the user's own.
     own = Path(folder.record()["corpus"]["train"]["path"])
     texts = {"made-up prose, foreign to the corpus": samples.prose(60_000, documents=20, seed=5)}
-    if own.is_file():
+    if own.is_file() and own.suffix != ".npy":
         with open(own, encoding="utf-8", errors="replace", newline="") as file:
             texts = {"text of the corpus": file.read(2_000_000)} | texts
     rows = []

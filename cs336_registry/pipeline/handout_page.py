@@ -18,15 +18,16 @@ ELSEWHERE = (
     (
         "TinyStories tokenizer, vocab 10 000",
         "time, memory, longest token; at most 30 minutes and 30 GB",
-        "cs336 tokenizer train TinyStoriesV2-GPT4-train.txt --vocab-size 10000 "
+        "cs336 tokenizer train data/cache/tinystories/TinyStoriesV2-GPT4-train.txt --vocab-size 10000 "
         "--special-token '<|endoftext|>' --out tokenizers/tinystories",
-        "needs the TinyStories text",
+        "needs the TinyStories text: cs336 data download tinystories",
     ),
     (
         "OpenWebText tokenizer, vocab 32 000",
         "time, memory, longest token; at most 12 hours and 100 GB",
-        "cs336 tokenizer train owt_train.txt --vocab-size 32000 --special-token '<|endoftext|>' --out tokenizers/owt",
-        "needs the OpenWebText sample",
+        "cs336 tokenizer train data/cache/owt/owt_train.txt.gz --vocab-size 32000 "
+        "--special-token '<|endoftext|>' --out tokenizers/owt",
+        "needs the OpenWebText sample: cs336 data download owt",
     ),
     (
         "TinyStories model, 17 M parameters",

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+Watcher = Callable[[Row], None]
+"""Called with every row as it is written; what it raises ends the run."""
 
 
 class MetricsLog:
-    """Appends rows to a file."""
+    """Appends rows to a file, and shows each to the watchers."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, watchers: Sequence[Watcher] = ()) -> None:
+        self.path, self.watchers = path, watchers
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")  # noqa: SIM115 (open as long as the run)
         if self._file.tell() and not self._ends_a_line():
             self._file.write(b"\n")
 
     def append(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write((json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
+        row = {"kind": kind, "step": step, **values}
+        self._file.write((json.dumps(row) + "\n").encode())
+        for watcher in self.watchers:
+            watcher(row)
 
     def flush(self, *, sync: bool = False) -> None:
         self._file.flush()

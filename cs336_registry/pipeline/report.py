@@ -15,6 +15,9 @@ from ..text.progress import duration
 from . import report_sections
 from .report_run import Run, read
 
+MOST_NAMES = 4
+"""A title has room for this many runs."""
+
 
 def write(runs: Sequence[Path], out: Path) -> Path:
     """Write the page about `runs` to `out`. Raises FileNotFoundError for a folder without a run."""
@@ -27,7 +30,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 def page(runs: Sequence[Run]) -> str:
     """The page as text."""
     single = len(runs) == 1
-    title = runs[0].name if single else "Comparison of " + ", ".join(run.name for run in runs)
+    title = runs[0].name if single else f"Comparison of {_names(runs)}"
     sections: list[Callable[[Sequence[Run]], str]] = [
         report_sections.tiles if single else report_sections.comparison,
         report_sections.learning,
@@ -54,6 +57,11 @@ def page(runs: Sequence[Run]) -> str:
             f"<footer>{escape(_machine(runs[0]))}</footer>\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n",
         ]
     )
+
+
+def _names(runs: Sequence[Run]) -> str:
+    named = ", ".join(run.name for run in runs[:MOST_NAMES])
+    return named if len(runs) <= MOST_NAMES else f"{named} and {len(runs) - MOST_NAMES} more"
 
 
 def _subtitle(runs: Sequence[Run]) -> str:

@@ -12,17 +12,22 @@ from .metrics import Row, of_kind
 from .run_folder import RunFolder
 
 COLORS = 6
+LINES = ("line", "dashed", "dotted")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page says about a run, read from its folder. `color` is its place in the palette, from 1."""
+    """Everything the page says about a run, read from its folder.
+
+    color: its place in the palette, from 1; line: its style, where there are more runs than colors.
+    """
 
     name: str
     color: int
     record: Mapping[str, Any]
     rows: Sequence[Row]
     folder: RunFolder
+    line: str = "line"
 
     @cached_property
     def steps(self) -> list[Row]:
@@ -31,6 +36,11 @@ class Run:
     @cached_property
     def evaluations(self) -> list[Row]:
         return of_kind(list(self.rows), "evaluation")
+
+    @cached_property
+    def diverged(self) -> Row | None:
+        """Where the run was given up, if it was."""
+        return next(iter(of_kind(list(self.rows), "divergence")), None)
 
     @property
     def configuration(self) -> Mapping[str, Any]:
@@ -62,4 +72,5 @@ class Run:
 def read(path: Path, number: int) -> Run:
     folder = RunFolder(path)
     record = folder.record()
-    return Run(path.name or record["configuration"]["name"], number % COLORS + 1, record, folder.metrics(), folder)
+    name, line = path.name or record["configuration"]["name"], LINES[number // COLORS % len(LINES)]
+    return Run(name, number % COLORS + 1, record, folder.metrics(), folder, line)

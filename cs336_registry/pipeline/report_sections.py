@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -48,7 +49,11 @@ def comparison(runs: Sequence[Run]) -> str:
         cells = [
             f"{len(run.steps):,}",
             f"{run.tokens_trained / 1e6:.2f} M",
-            *(f"{last[key]:.4f}" if key in last else "–" for key in ("loss", "perplexity", "bits_per_byte")),
+            *(
+                ("diverged", "–", "–")
+                if run.diverged
+                else (f"{last[key]:.4f}" if key in last else "–" for key in ("loss", "perplexity", "bits_per_byte"))
+            ),
             f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "–",
             duration(run.seconds),
         ]
@@ -60,6 +65,7 @@ def comparison(runs: Sequence[Run]) -> str:
 
 def learning(runs: Sequence[Run]) -> str:
     charts = []
+    ceiling = _ceiling(runs)
     for x_key, x_label in (("step", "steps"), ("seconds", "seconds of wall-clock")):
         series = []
         for run in runs:
@@ -69,17 +75,26 @@ def learning(runs: Sequence[Run]) -> str:
                 series += [Series("each step", points, 1, "faint"), Series("training", smoothed(points), 1)]
                 series.append(Series("validation", evaluations, 2, "dots"))
             else:
-                series += [Series(run.name, smoothed(points), run.color)]
+                series += [Series(run.name, [(x, min(y, ceiling)) for x, y in smoothed(points)], run.color, run.line)]
         charts.append(f'<div class="card">{line_chart(series, x_label, "Loss, nats per token")}</div>')
-    told = [row for run in runs for row in of_kind(list(run.rows), "divergence")]
-    alarm = f"<p>Diverged at step {told[0]['step']}: the loss was {escape(told[0]['loss'])}.</p>" if told else ""
+    alarm = "".join(
+        f"<p>{escape(run.name)} diverged at step {row['step']}: the loss was {escape(row['loss'])}.</p>"
+        for run in runs
+        if (row := run.diverged)
+    )
     return f'<h2>Learning</h2>{alarm}<div class="grid2">{"".join(charts)}</div>'
+
+
+def _ceiling(runs: Sequence[Run]) -> float:
+    """Where curves of a comparison are cut off, so that one that diverges does not flatten the others."""
+    starts = [run.steps[0]["loss"] for run in runs if run.steps]
+    return 1.1 * max(starts) if starts and any(run.diverged for run in runs) else math.inf
 
 
 def bits_per_byte(runs: Sequence[Run]) -> str:
     baselines = runs[0].of("baselines")
     bars = [(_BASELINE_NAMES.get(name, name), bits, 0) for name, bits in baselines.items()]
-    bars += [(run.name, run.last["bits_per_byte"], run.color) for run in runs if run.last]
+    bars += [(run.name, run.last["bits_per_byte"], run.color) for run in runs if run.last and not run.diverged]
     if not bars:
         return ""
     return (
@@ -134,7 +149,7 @@ def tokenizer(runs: Sequence[Run]) -> str:
 
 def throughput(runs: Sequence[Run]) -> str:
     series = [
-        Series(run.name, smoothed([(row["step"], row["tokens_per_second"]) for row in run.steps]), run.color)
+        Series(run.name, smoothed([(row["step"], row["tokens_per_second"]) for row in run.steps]), run.color, run.line)
         for run in runs
     ]
     cards = [f'<div class="card">{line_chart(series, "steps", "Tokens per second")}</div>']

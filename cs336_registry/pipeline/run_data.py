@@ -11,7 +11,7 @@ from ..machine import detect
 from ..text.files import write_json
 from . import baselines, corpus, tokenization, tokens
 from .configuration import Configuration
-from .corpus import Corpus
+from .corpus import Corpus, Split
 from .progress import Progress
 from .tokenization import RunTokenizer
 from .tokens import Tokens
@@ -44,6 +44,8 @@ class RunData:
 
 def prepare(configuration: Configuration, folder: Path, progress: Progress) -> RunData:
     """Corpus, tokenizer and tokens under `folder`, each made unless it is there already."""
+    if configuration.data.is_encoded:
+        return _encoded(configuration, folder)
     backend = configuration.text_backend or configuration.backend
     text = corpus.prepare(configuration.data, configuration.tokenizer.special_tokens[0], folder, progress)
     tokenizer = tokenization.prepare(configuration, text, folder / "tokenizer", progress)
@@ -52,15 +54,28 @@ def prepare(configuration: Configuration, folder: Path, progress: Progress) -> R
         path = folder / f"{name}.npy"
         sides[name] = tokens.prepare(split, tokenizer, path, progress, workers=detect().cpu_count, backend=backend)
     train, validation = sides["train"], sides["validation"]
-    return RunData(text, tokenizer, train, validation, _baselines(folder, text, train, validation))
+    with open(text.validation.path, "rb") as file:
+        sample = file.read(baselines.COMPRESSED_BYTES)
+    return RunData(text, tokenizer, train, validation, _baselines(folder, text, train, validation, sample))
 
 
-def _baselines(folder: Path, text: Corpus, train: Tokens, validation: Tokens) -> dict[str, float]:
+def _encoded(configuration: Configuration, folder: Path) -> RunData:
+    """Tokens that `cs336 data encode` wrote; refused where they are of another tokenizer, or damaged."""
+    tokenizer = tokenization.adopt(configuration, Path(configuration.tokenizer.path or ""))
+    paths = Path(str(configuration.data.train)), Path(str(configuration.data.validation))
+    train, validation = (tokens.read(path, tokenizer.fingerprint) for path in paths)
+    sides = (Split(one.path.absolute(), one.documents, one.bytes, one.text_sha256) for one in (train, validation))
+    text = Corpus(", ".join(path.name for path in paths), *sides)
+    sample = tokenizer.text(validation.ids, baselines.COMPRESSED_BYTES)
+    return RunData(text, tokenizer, train, validation, _baselines(folder, text, train, validation, sample))
+
+
+def _baselines(folder: Path, text: Corpus, train: Tokens, validation: Tokens, sample: bytes) -> dict[str, float]:
     """Computed once for these tokens: compressing takes seconds."""
     path = folder / "baselines.json"
     identity = {"validation_sha256": text.validation.sha256, "tokens": [len(train.ids), len(validation.ids)]}
     if path.is_file() and (content := json.loads(path.read_text(encoding="utf-8")))["of"] == identity:
         return content["bits_per_byte"]
-    found = baselines.compute(train.ids, validation.ids, text.validation.path, validation.bytes)
+    found = baselines.compute(train.ids, validation.ids, sample, validation.bytes)
     write_json(path, {"of": identity, "bits_per_byte": found}, indent=2)
     return found

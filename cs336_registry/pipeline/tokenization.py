@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cs336_registry as registry
 
@@ -22,6 +22,9 @@ from .configuration import Configuration
 from .corpus import Corpus
 from .errors import MismatchError
 from .progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,15 @@ class RunTokenizer:
         vocab = self.tokenizer.vocab
         return [0 if vocab.get(i, b"") in special else len(vocab.get(i, b"")) for i in range(self.size)]
 
+    def text(self, ids: np.ndarray, most: int) -> bytes:
+        """The text of the first ids, cut off at `most` bytes; no more ids are read than that takes."""
+        pieces = bytearray()
+        for start in range(0, len(ids), 1 << 16):
+            pieces += b"".join(map(self.tokenizer.vocab.__getitem__, ids[start : start + (1 << 16)].tolist()))
+            if len(pieces) >= most:
+                break
+        return bytes(pieces[:most])
+
     def longest_tokens(self, count: int = 12, *, with_letters: bool = False) -> list[str]:
         """The longest learnt tokens as text; with_letters leaves out those of spaces, digits and signs alone."""
         special = {token.encode() for token in self.metadata["special_tokens"]}
@@ -71,7 +83,7 @@ def prepare(configuration: Configuration, corpus: Corpus, folder: Path, progress
     """
     chosen = configuration.tokenizer
     if chosen.path is not None:
-        return _adopt(configuration, Path(chosen.path))
+        return adopt(configuration, Path(chosen.path))
     request = {
         "vocab_size": configuration.model.vocab_size,
         "pattern": chosen.pattern,
@@ -133,8 +145,11 @@ def _train(
     progress.say(f"tokenizer: {len(vocab):,} tokens, {len(merges):,} merges in {duration(seconds)}")
 
 
-def _adopt(configuration: Configuration, folder: Path) -> RunTokenizer:
-    """A tokenizer made elsewhere; files without metadata are taken with the configuration's pattern."""
+def adopt(configuration: Configuration, folder: Path) -> RunTokenizer:
+    """A tokenizer made elsewhere; files without metadata are taken with the configuration's pattern.
+
+    Raises MismatchError where it has more ids than the model.
+    """
     chosen = configuration.tokenizer
     backend = configuration.text_backend or configuration.backend
     if (folder / "metadata.json").is_file():

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -36,12 +37,14 @@ CHUNK_TOKENS = 1 << 19
 
 @dataclass(frozen=True)
 class Tokens:
-    """Memory-mapped ids and what is known of them. `bytes` counts their text without special tokens."""
+    """Memory-mapped ids and what is known of them. `bytes` counts their text without special tokens, text_sha256 is of
+    all of it."""
 
     ids: np.ndarray
     path: Path
     documents: int
     bytes: int
+    text_sha256: str
 
     @property
     def bytes_per_token(self) -> float:
@@ -64,8 +67,7 @@ def prepare(
     if not path.with_suffix(".json").is_file():
         _encode(split, tokenizer, path, progress, workers, backend)
     found = read(path, tokenizer.fingerprint)
-    record = _record(path)
-    if record["text_sha256"] != split.sha256:
+    if found.text_sha256 != split.sha256:
         raise MismatchError(
             f"{path} holds the tokens of another text than {split.path}: choose another folder, or delete {path} and "
             f"{path.with_suffix('.json').name}"
@@ -91,7 +93,7 @@ def read(path: Path, tokenizer_fingerprint: str | None = None) -> Tokens:
             f"it again"
         )
     ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    return Tokens(ids, path, record["documents"], record["bytes"])
+    return Tokens(ids, path, record["documents"], record["bytes"], record["text_sha256"])
 
 
 def _encode(
@@ -111,11 +113,17 @@ def _encode(
         stage.advance(sum(end - start for (start, end), part in zip(ranges, parts, strict=True) if part.is_file()))
         if workers > 1 and len(todo) > 1:
             # Spawned, not forked: a thread pool of the parent (torch, numba) must not be copied half-way.
-            with ProcessPoolExecutor(
-                min(workers, len(todo)), get_context("spawn"), _start_worker, (str(tokenizer.folder), backend)
-            ) as pool:
-                for done in as_completed([pool.submit(_encode_in_worker, *one) for one in todo]):
-                    stage.advance(done.result())
+            try:
+                with ProcessPoolExecutor(
+                    min(workers, len(todo)), get_context("spawn"), _start_worker, (str(tokenizer.folder), backend)
+                ) as pool:
+                    for done in as_completed([pool.submit(_encode_in_worker, *one) for one in todo]):
+                        stage.advance(done.result())
+            except BrokenProcessPool:
+                raise RunError(
+                    f"a process that encoded {split.path.name} was killed (out of memory?): the parts that were "
+                    f"complete are kept; run the same command again, with fewer workers if it was memory"
+                ) from None
         else:
             for one in todo:
                 _encode_part(tokenizer.tokenizer, *one, stage=stage)

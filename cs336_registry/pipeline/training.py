@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from typing import Any
 
 import torch
 
-from . import accounting, generation, model, parallel, process_group, run_data
+from . import accounting, generation, model, parallel, process_group, run_data, sinks
 from .checkpoints import Checkpoints, State
 from .configuration import Configuration
-from .errors import RunError
+from .errors import DivergedError, RunError
 from .evaluation import Evaluation, evaluate
-from .metrics import MetricsLog, Row, SilentLog, of_kind
+from .metrics import MetricsLog, Row, SilentLog, Watcher, of_kind
 from .parallel import Parallel
 from .process_group import ProcessGroup
 from .progress import Progress, Stage
@@ -52,11 +53,19 @@ class Summary:
     samples: tuple[str, ...]
 
 
-def train(configuration: Configuration, out: Path, *, resume: bool = True, progress: Progress | None = None) -> Summary:
+def train(
+    configuration: Configuration,
+    out: Path,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> Summary:
     """Train as `configuration` says, in `out`; continue the run that is there, if any.
 
-    Raises MismatchError where the run in `out` is of another configuration, backend or tokenizer, RunError for a loss
-    that is no number, a full disk or a locked folder, and FileExistsError for a run that is there with resume=False.
+    watchers see every row of metrics. Raises MismatchError where the run in `out` is of another configuration, backend
+    or tokenizer, DivergedError for a loss that is no number, RunError for a full disk or a locked folder, and
+    FileExistsError for a run that is there with resume=False.
     In a process group (torch.distributed) every process must call this, and `out` must be one folder for all.
     """
     group = process_group.current()
@@ -64,6 +73,7 @@ def train(configuration: Configuration, out: Path, *, resume: bool = True, progr
     progress = progress if group.first and progress else Progress(quiet=not group.first)
     folder = RunFolder(out)
     with ExitStack() as stack:
+        watching = [*watchers]
 
         def prepare() -> RunData:
             return run_data.prepare(configuration, folder.data(configuration.data.folder), progress)
@@ -72,10 +82,11 @@ def train(configuration: Configuration, out: Path, *, resume: bool = True, progr
             if not resume and folder.metrics_path.is_file():
                 raise FileExistsError(f"{out} holds a run: continue it (without --no-resume), or choose another --out")
             stack.enter_context(folder.locked())
+            watching.extend(stack.enter_context(sinks.opened(configuration, folder)))
             return prepare()
 
         data = group.prepared(open_and_prepare, prepare)
-        return Trainer(configuration, data, folder, progress, group).run()
+        return Trainer(configuration, data, folder, progress, group, watching).run()
 
 
 def check_divisible(configuration: Configuration, group: ProcessGroup) -> None:
@@ -93,10 +104,16 @@ class Trainer:
     """The state of a run between two steps."""
 
     def __init__(
-        self, configuration: Configuration, data: RunData, folder: RunFolder, progress: Progress, group: ProcessGroup
+        self,
+        configuration: Configuration,
+        data: RunData,
+        folder: RunFolder,
+        progress: Progress,
+        group: ProcessGroup,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.configuration, self.data, self.folder, self.progress = configuration, data, folder, progress
-        self.group = group
+        self.group, self.watchers = group, watchers
         training = configuration.training
         self.device = model.choose_device(training.device)
         self.components: Resolved = resolve(configuration.backend, self.device)
@@ -136,7 +153,7 @@ class Trainer:
         """Train to the last step, from the last checkpoint where there is one."""
         self._resume()
         self._start = self._flushed = time.monotonic()
-        self.log = MetricsLog(self.folder.metrics_path) if self.group.first else SilentLog()
+        self.log = MetricsLog(self.folder.metrics_path, self.watchers) if self.group.first else SilentLog()
         threads, processes = torch.get_num_threads(), self.group.world_size
         self.log.append("resume", self.step if self.step else -1, threads=threads, processes=processes)
         total = self.configuration.training.steps
@@ -286,7 +303,7 @@ class Trainer:
             stage.note(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s" if row else "")
 
     def _flush(self) -> dict[str, Any] | None:
-        """Write the pending steps' rows; RunError for the first loss that is no number."""
+        """Write the pending steps' rows; DivergedError for the first loss that is no number."""
         if not self._pending:
             return None
         # The mean over the processes, each of which had as many rows.
@@ -315,7 +332,7 @@ class Trainer:
     def _diverged(self, step: int, lr: float, loss: float, norm: float) -> None:
         self.log.append("divergence", step, lr=lr, loss=str(loss), gradient_norm=str(norm))
         self.log.flush(sync=True)
-        raise RunError(
+        raise DivergedError(
             f"training diverged at step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}; "
             f"{self._kept()}. Lower optimizer.lr, lengthen schedule.warmup_steps, or lower optimizer.max_gradient_norm"
         )

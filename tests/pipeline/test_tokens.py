@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from cs336_registry.pipeline import corpus, tokenization, tokens
-from cs336_registry.pipeline.errors import MismatchError
+from cs336_registry.pipeline.errors import MismatchError, RunError
 from cs336_registry.pipeline.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -76,6 +78,23 @@ def test_an_interrupted_encoding_continues_with_the_missing_parts(prepared, tmp_
     monkeypatch.setattr(tokens, "_encode_part", lambda *a, **o: resumed.append(a[2]) or real(*a, **o))
     assert np.array_equal(encode(prepared, tmp_path / "again.npy").ids, whole.ids)
     assert not set(done) & set(resumed)
+
+
+def dies(*part):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told_and_costs_its_part_alone(prepared, tmp_path, monkeypatch):
+    whole = encode(prepared, tmp_path / "whole.npy")
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    with monkeypatch.context() as killed:
+        killed.setattr(tokens, "_encode_in_worker", dies)
+        with pytest.raises(
+            RunError, match=r"that encoded train.txt was killed .*: the parts that were complete are kept"
+        ):
+            encode(prepared, tmp_path / "again.npy", workers=2)
+    assert not (tmp_path / "again.npy").exists()
+    assert np.array_equal(encode(prepared, tmp_path / "again.npy").ids, whole.ids)
 
 
 def test_a_truncated_file_is_refused(prepared, tmp_path):
