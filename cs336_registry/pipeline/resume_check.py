@@ -166,7 +166,7 @@ def _last_step(metrics: Path, beyond: int) -> int:
 def _start(content: dict[str, Any], folder: Path) -> tuple[BaseProcess, Connection]:
     methods = multiprocessing.get_all_start_methods()
     # A fork server imports PyTorch once, for all the processes.
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["cs336_registry.pipeline.training"])
     ours, theirs = context.Pipe(duplex=False)

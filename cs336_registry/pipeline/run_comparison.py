@@ -91,7 +91,8 @@ def _difference(one: Any, other: Any) -> str | None:
     if one.dtype != other.dtype or one.shape != other.shape:
         return f"{one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)}"
     # Bits, not values: 0.0 == -0.0, and nan != nan.
-    if torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
+    bits = [tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)]
+    if torch.equal(*bits):
         return None
     differ, largest = int((one != other).sum()), float((one.double() - other.double()).abs().max())
     signs = " (but bits do)" if not differ else ""

@@ -330,7 +330,7 @@ class Trainer:
         return row
 
     def _diverged(self, step: int, lr: float, loss: float, norm: float) -> None:
-        self.log.append("divergence", step, lr=lr, loss=str(loss), gradient_norm=str(norm))
+        self.log.append("divergence", step, lr=lr, loss=f"{loss:.6g}", gradient_norm=f"{norm:.6g}")
         self.log.flush(sync=True)
         raise DivergedError(
             f"training diverged at step {step}: loss {loss}, gradient norm {norm}, learning rate {lr:.2e}; "
