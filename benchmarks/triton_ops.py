@@ -282,7 +282,9 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
     optimizing = entry.component == "adamw"
     given = {} if optimizing else tensors(entry.component, sizes, dtype, device)
     parameters = optimizer_parameters(sizes, device) if optimizing else []
-    found, runs = [], {}
+    found: list[dict[str, Any]] = []
+    runs: dict[tuple[str, str], tuple[Callable[[], Any], int]] = {}
+    memory: dict[tuple[str, str], int] = {}
     for name, factory in (OPTIMIZERS if optimizing else contenders(entry.component, device)).items():
         if not any(part in name for part in options.backends):
             continue
@@ -291,14 +293,14 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
             judge = optimizer_verdict if optimizing else verdict
             if wrong := judge(entry, function, dtype, device):
                 raise AssertionError(wrong)
-            if optimizing:
-                runs[name] = {"both": function(parameters)}
-            else:
-                own = {key: value.clone() for key, value in given.items()} if name in OVERWRITING else given
-                runs[name] = directions(function, own, dict(entry.options))
+            own = {key: value.clone() for key, value in given.items()} if name in OVERWRITING else given
+            ways = {"both": function(parameters)} if optimizing else directions(function, own, dict(entry.options))
             if entry.component == "linear_cross_entropy":
                 # Which part of the work belongs to which pass differs from one contender to the next.
-                runs[name].pop("backward", None)
+                ways.pop("backward", None)
+            counts = {way: 1 if options.rehearse else calls_for(call, device) for way, call in ways.items()}
+            memory |= {(name, way): extra_memory(call, device) for way, call in ways.items()}
+            runs |= {(name, way): (call, counts[way]) for way, call in ways.items()}
         except Exception as error:
             kind = "absent" if isinstance(error, ImportError) else "failed"
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -307,16 +309,9 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
     if options.prepare:
         return found
     timed: dict[tuple[str, str], list[float]] = {}
-    memory: dict[tuple[str, str], int] = {}
-    calls = {}
-    for name, both in runs.items():
-        for direction, call in both.items():
-            calls[name, direction] = 1 if options.rehearse else measurement.calls_for(call, device, budget=0.02)
-            memory[name, direction] = extra_memory(call, device)
     for _ in range(2 if options.rehearse else ROUNDS):
-        for (name, direction), count in calls.items():
-            seconds = measurement.seconds_per_call(runs[name][direction], count, device)
-            timed.setdefault((name, direction), []).append(seconds)
+        for run, (call, count) in runs.items():
+            timed.setdefault(run, []).append(measurement.seconds_per_call(call, count, device))
     for (name, direction), seconds in timed.items():
         row = {
             **origin,
@@ -333,6 +328,13 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
             flush=True,
         )
     return found
+
+
+def calls_for(call: Callable[[], Any], device: str) -> int:
+    """How many calls make a round of 20 ms."""
+    from cs336_registry.bench import measurement
+
+    return measurement.calls_for(call, device, budget=0.02)
 
 
 def extra_memory(call: Callable[[], Any], device: str) -> int:
