@@ -125,13 +125,19 @@ def _colors(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _bars(axes, rows: Sequence[dict[str, Any]], labels: list[str], colors: dict[str, str], value) -> None:
-    """Horizontal bars, grouped by label; what was not measured leaves its place free."""
-    height = 0.8 / len(colors)
-    for number, (backend, color) in enumerate(colors.items()):
+    """Horizontal bars, grouped by label around its tick; a backend that was not measured there takes no place."""
+    measured = {label: [name for name in colors if any(_is(row, name, label) for row in rows)] for label in labels}
+    height = 0.8 / max(1, *map(len, measured.values()))
+    for backend, color in colors.items():
         mine = [row for row in rows if row["backend"] == backend]
-        places = [labels.index(_work(row)) + (number + 0.5) * height - 0.4 for row in mine]
+        offsets = [measured[_work(row)].index(backend) + 0.5 - len(measured[_work(row)]) / 2 for row in mine]
+        places = [labels.index(_work(row)) + offset * height for row, offset in zip(mine, offsets, strict=True)]
         axes.barh(places, [value(row) for row in mine], height, label=backend, color=color, zorder=2)
     _rows(axes, labels)
+
+
+def _is(row: dict[str, Any], backend: str, label: str) -> bool:
+    return row["backend"] == backend and _work(row) == label
 
 
 def _rows(axes, labels: list[str]) -> None:

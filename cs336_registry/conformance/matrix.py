@@ -84,7 +84,7 @@ def _cell(
     component: str,
     backend: str,
     proofs: Sequence[dict[str, Any]],
-    speeds: dict[tuple[str, str, str], tuple[float, str]],
+    speeds: dict[tuple[str, str, str], float],
 ) -> str:
     if not proofs:
         manifest = registry.backends()[backend].backend
@@ -99,23 +99,24 @@ def _cell(
         names: list[str] = row["dtypes"]
         dtypes = f" ({', '.join(SHORT.get(name, name) for name in names)})" if names else ""
         speed = speeds.get((component, backend, row["device"]))
-        ratio = f", **{speed[0]:.2g}x**" if speed is not None and backend != registry.DEFAULT_BACKEND else ""
+        ratio = ""
+        if speed is not None and backend != registry.DEFAULT_BACKEND:
+            ratio = f", **{speed:.0f}x**" if speed >= 10 else f", **{speed:.1f}x**"
         parts.append(f"{row['device']}: {verdict}{dtypes}{ratio}")
     return "; ".join(parts)
 
 
-def _speeds(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], tuple[float, str]]:
-    """(component, backend, device) -> times faster than the reference, and the workload: the last that was measured for
-    both, which is the contract's largest; forward and backward where there is one.
+def _speeds(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """(component, backend, device) -> times as fast as the reference at the last workload that was measured for both,
+    forward and backward where there is a backward pass.
     """
     timed = [row for row in rows if row.get("benchmark") == "component" and row.get("seconds")]
     newest = latest(timed, "component", "workload", "backend", "direction", "dtype", "device")
     base = {_where(row): row["seconds"] for row in newest if row["backend"] == registry.DEFAULT_BACKEND}
-    found: dict[tuple[str, str, str], tuple[float, str]] = {}
+    found: dict[tuple[str, str, str], float] = {}
     for row in sorted(newest, key=lambda row: row["direction"] == "both"):
         if _where(row) in base:
-            ratio = base[_where(row)] / row["seconds"]
-            found[row["component"], row["backend"], row["device"]] = ratio, row["workload"]
+            found[row["component"], row["backend"], row["device"]] = base[_where(row)] / row["seconds"]
     return found
 
 
