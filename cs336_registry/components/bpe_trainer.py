@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence, Sized
 from itertools import pairwise
@@ -65,11 +66,11 @@ def check(
     return paths, tokens
 
 
-def check_counts(counts: Sized, input_path: object) -> None:
+def check_counts(counts: Sized, input_path: InputPath) -> None:
     """Refuse a corpus without a single pretoken."""
     if not len(counts):
-        several = isinstance(input_path, Sequence) and not isinstance(input_path, str)
-        names = ", ".join(repr(str(path)) for path in (input_path if several else [input_path]))
+        paths = [input_path] if isinstance(input_path, str | os.PathLike) else input_path
+        names = ", ".join(repr(str(path)) for path in paths)
         raise ValueError(f"bpe_trainer: {names} holds no text besides special tokens: pass a corpus with text in it")
 
 
