@@ -12,6 +12,7 @@ import numpy as np
 from cs336_registry.components.tokenizer import missing_byte, special_ids, text_ids
 from cs336_registry.text.frequent_words import FrequentWords
 
+from . import blocks
 from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
 from .constants import (
@@ -45,7 +46,7 @@ STREAM_SLOTS = 1 << 17
 ARENA_BYTES_PER_SLOT = 8
 FIRST_SLOTS = 1 << 14
 HOT_SLOTS = 1 << 17
-"""4 MiB of slots for the most frequent pretokens: enough for numpy to ask for huge pages, and few share a place."""
+"""4 MiB of slots for the most frequent pretokens: enough to get huge pages, and few pretokens share a place."""
 MAX_ENDS = 1 << 10
 """Pretokens found at a time: few enough for their ends to stay in the first-level cache."""
 NO_MERGE = 1 << 62
@@ -124,6 +125,11 @@ def _key_masks() -> np.ndarray:
     return np.array(masks, np.uint64).ravel()
 
 
+def _slots(number: int) -> np.ndarray:
+    """Empty slots. They begin at a page, so that none of them lies in two cache lines, as numpy's would."""
+    return np.asarray(blocks.zeros("Q", number, 4))
+
+
 class EncodeTable:
     """Pretokens that were met, with their ids; one for each thread. Ids wait in `output` until `take` is called."""
 
@@ -158,8 +164,7 @@ class EncodeTable:
 
     def _clear(self) -> None:
         used = self.state[OUTPUT_USED]
-        self.hot = np.zeros((min(HOT_SLOTS, self.max_slots // 8), 4), np.uint64)
-        self.table = np.zeros((FIRST_SLOTS, 4), np.uint64)
+        self.hot, self.table = _slots(min(HOT_SLOTS, self.max_slots // 8)), _slots(FIRST_SLOTS)
         self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
         self.state = np.zeros(STATE_LENGTH, np.int64)
         self.state[OUTPUT_USED] = used
@@ -176,7 +181,9 @@ class EncodeTable:
         """A table for another thread, which knows the same pretokens."""
         other = copy.copy(self)
         other._make_buffers()
-        other.hot, other.table, other.arena, other.ids_arena, other.state = (array.copy() for array in self._tables)
+        other.hot, other.table = _slots(len(self.hot)), _slots(len(self.table))
+        other.hot[:], other.table[:] = self.hot, self.table
+        other.arena, other.ids_arena, other.state = self.arena.copy(), self.ids_arena.copy(), self.state.copy()
         other.state[OUTPUT_USED] = 0
         return other
 
@@ -244,7 +251,7 @@ class EncodeTable:
         if slots > self.max_slots:
             return False
         if slots > len(self.table):
-            larger = np.zeros((slots, 4), np.uint64)
+            larger = _slots(slots)
             self.kernels.move_table(self.table, larger)
             self.table = larger
         return True
