@@ -19,7 +19,7 @@ from .conftest import TINY
 from .test_parallel import assert_same_weights, losses, together
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SETTINGS = ["training.steps=400", "checkpoint.every=9", "evaluation.every=100", "parallel.strategy=fsdp"]
+SETTINGS = ["training.steps=150", "checkpoint.every=9", "evaluation.every=50", "parallel.strategy=fsdp"]
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_killed_in_every_way_the_run_is_the_same(tiny, launch, tmp_path):
     """The job without warning, one process without warning, and a cluster's SIGTERM."""
     out = tmp_path / "killed"
     process, printed = launch(out, SETTINGS)
-    wait_for_step(process, printed, out, 20)
+    wait_for_step(process, printed, out, 15)
     kill_all(process)
 
     process, printed = launch(out, SETTINGS)
-    wait_for_step(process, printed, out, 60)
+    wait_for_step(process, printed, out, 45)
     process.children()[1].kill()
     assert process.wait(timeout=60) != 0
     assert (
@@ -84,11 +84,11 @@ def test_killed_in_every_way_the_run_is_the_same(tiny, launch, tmp_path):
     )
 
     process, printed = launch(out, SETTINGS)
-    wait_for_step(process, printed, out, 110)
+    wait_for_step(process, printed, out, 80)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     step = int(re.search(r"^stopped at step (\d+); the same command continues", printed.read_text(), re.M)[1])
-    assert (out / "checkpoints" / f"step-{step:08d}" / "shards").is_dir() and step < 400
+    assert (out / "checkpoints" / f"step-{step:08d}" / "shards").is_dir() and step < 150
 
     together(tiny(*SETTINGS), out)
     together(tiny(*SETTINGS), tmp_path / "whole")
