@@ -38,9 +38,9 @@ def one_voice() -> Iterator[None]:
 
 def _first_error(rank: int, text: str) -> str | None:
     """What the first process failed with, if it did; `text` if this is the first process."""
-    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    store = next(iter(dist.rendezvous("env://")))[0]
+    store = next(iter(rendezvous("env://")))[0]
     if rank == 0:
         store.set("cs336_error", text)
     try:

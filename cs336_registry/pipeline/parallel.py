@@ -138,19 +138,19 @@ class Parallel:
 
     def load(self, saved: SavedTensors) -> None:
         """Take the weights and states of a checkpoint that any number of processes wrote."""
-        targets = self._weights()
+        targets, properties = self._weights(), saved.properties
         states: list[dict[str, Tensor]] = []
         for part in self.parts:
             prefix = f"optimizer.{part.name}."
             states.append({})
-            for name, (shape, dtype) in saved.properties.items():
+            for name, (shape, dtype) in properties.items():
                 if name.startswith(prefix):
                     size = part.local.shape if shape == part.shape else shape
                     # Scalars (the number of steps) stay on the CPU, where PyTorch keeps them.
                     device = part.local.device if shape else "cpu"
                     states[-1][name.removeprefix(prefix)] = torch.empty(size, dtype=dtype, device=device)
                     targets[name] = self._distributed(part, states[-1][name.removeprefix(prefix)])
-        missing, foreign = targets.keys() - saved.properties.keys(), saved.properties.keys() - targets.keys()
+        missing, foreign = targets.keys() - properties.keys(), properties.keys() - targets.keys()
         if missing or foreign:
             raise MismatchError(f"it lacks {sorted(missing)[:3]} and has {sorted(foreign)[:3]} beyond this model")
         saved.read(targets)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Properties = Mapping[str, tuple[torch.Size, torch.dtype]]
@@ -26,7 +27,7 @@ Properties = Mapping[str, tuple[torch.Size, torch.dtype]]
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write what each process has (of a DTensor its part; a plain tensor is written once) and flush it to the disk."""
     with _one_reason():
-        dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 class ShardedTensors:
@@ -35,15 +36,15 @@ class ShardedTensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @cached_property
+    @property
     def properties(self) -> Properties:
         with _one_reason():
-            metadata: Any = dcp.HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
+            metadata: Any = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
         return {name: (entry.size, entry.properties.dtype) for name, entry in metadata.items()}
 
     def read(self, targets: Mapping[str, Tensor]) -> None:
         with _one_reason():
-            dcp.load(dict(targets), storage_reader=dcp.HuggingFaceStorageReader(str(self.folder)), no_dist=True)
+            load(dict(targets), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
 
 
 class WholeTensors:
