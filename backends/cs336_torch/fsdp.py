@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cs336_reference.ddp import broadcast_from_first_rank
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,7 +25,8 @@ class FullyShardedDataParallel(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, compute_dtype: torch.dtype | None = None) -> None:
         check(module, compute_dtype)
         super().__init__()
-        broadcast_from_first_rank([*module.parameters(), *module.buffers()])
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
         # By default the mesh is of the accelerator that the machine has, wherever the model is.
         device = next((parameter.device.type for parameter in module.parameters()), "cpu")
         mesh = init_device_mesh(device, (dist.get_world_size(),))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,13 @@ def test_training_and_encoding_text_needs_no_torch(tmp_path):
         "assert tokenizer.decode(tokenizer.encode('lowest new')) == 'lowest new'"
     )
     assert "torch" not in imported(statement)
+
+
+def test_backends_do_not_import_one_another():
+    backends = Path(__file__).parents[2] / "backends"
+    names = sorted(folder.name for folder in backends.iterdir() if (folder / "__init__.py").is_file())
+    assert "cs336_reference" in names
+    for path in backends.rglob("*.py"):
+        own = path.relative_to(backends).parts[0]
+        imported = re.findall(r"^\s*(?:from|import) (cs336_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not set(imported) & {*names} - {own}, f"{path} imports another backend"
