@@ -82,6 +82,7 @@ def generate(
 
     trained = load(run, checkpoint=checkpoint, backend=backend, device=device)
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    sampling.check()
     speed = Speed()
     several = samples > 1 or len(prompt) > 1
     streaming = samples == 1 and not json

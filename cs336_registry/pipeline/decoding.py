@@ -45,6 +45,11 @@ class Sampling:
     top_p: float | None = 0.95
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuse what no model can do, before the first word is written."""
+        prompt = torch.zeros(1, 1, dtype=torch.int64)
+        check(prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, None)
+
 
 @torch.no_grad()
 def stream(

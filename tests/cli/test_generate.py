@@ -182,8 +182,9 @@ def test_a_terminal_is_shown_control_characters_and_does_not_obey_them(monkeypat
     ],
 )
 def test_bad_options_are_one_line(run, capsys, words, message):
-    assert command(str(run), *words) == 1
-    error = capsys.readouterr().err
+    assert command(str(run), "--prompt", "the cat", *words) == 1
+    out, error = capsys.readouterr()
+    assert not out, "the prompt is written when there is something to follow it"
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
