@@ -216,7 +216,7 @@ class EncodeTable:
         )  # fmt: skip
         return ids[:used], id_starts
 
-    def __call__(self, text: np.ndarray, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
+    def __call__(self, text: memoryview, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
         vocab = self.vocab
         while True:
             start = self.kernels.encode_block(

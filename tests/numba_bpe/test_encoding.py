@@ -12,11 +12,11 @@ from cs336_numba_bpe.tokenizer import Tokenizer
 
 from cs336_registry.components.tokenizer import NaiveTokenizer
 from cs336_registry.text import frequent_words, samples
+from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.training_cache import WordCounts
 from tests.fuzzing import expected_counts
 
 END = "<|endoftext|>"
-PATTERN = Tokenizer.__init__.__kwdefaults__["pattern"]
 BYTES = {byte: bytes((byte,)) for byte in range(256)}
 MERGES = [(b" ", b"t"), (b"h", b"e"), (b" t", b"he"), (b"a", b"n"), (b"i", b"n")]
 
@@ -40,7 +40,7 @@ def test_ids_of_any_width(text: str, first: int, tmp_path: Path, compiled: None)
     path.write_text(text, encoding="utf-8", newline="")
     vocab = vocabulary(first)
     ids = Tokenizer(vocab, MERGES, [END]).encode_to_array(path, num_threads=1)
-    assert ids.tolist() == NaiveTokenizer(vocab, MERGES, [END], pattern=PATTERN).encode(text)
+    assert ids.tolist() == NaiveTokenizer(vocab, MERGES, [END], pattern=GPT2_PATTERN).encode(text)
     assert ids.dtype == (np.uint16 if first + len(MERGES) < 2**16 else np.uint32)
 
 
@@ -53,7 +53,7 @@ def test_threads_share_what_was_known_before(
     path = tmp_path / "text.txt"
     path.write_text(text, encoding="utf-8", newline="")
     built = Tokenizer(vocabulary(), MERGES, [END])
-    expected = NaiveTokenizer(vocabulary(), MERGES, [END], pattern=PATTERN).encode(text)
+    expected = NaiveTokenizer(vocabulary(), MERGES, [END], pattern=GPT2_PATTERN).encode(text)
     for num_threads in (1, 3, 2):
         assert built.encode_to_array(path, num_threads=num_threads).tolist() == expected
     tables = [table for table, _ in built._idle]
@@ -74,13 +74,15 @@ def test_a_part_of_a_file(text: str, way: str, tmp_path: Path, request: pytest.F
     cuts.append(len(content))
     built = Tokenizer(vocabulary(), MERGES, [END])
     parts = [built.encode_range(path, begin, end) for begin, end in itertools.pairwise(cuts)]
-    expected = NaiveTokenizer(vocabulary(), MERGES, [END], pattern=PATTERN).encode(content.decode("utf-8", "replace"))
+    expected = NaiveTokenizer(vocabulary(), MERGES, [END], pattern=GPT2_PATTERN).encode(
+        content.decode("utf-8", "replace")
+    )
     assert np.concatenate(parts).tolist() == expected
     assert {part.dtype for part in parts} == {np.dtype(np.uint16)}
 
 
 def test_the_most_frequent_words_come_first() -> None:
-    counts = expected_counts(samples.prose(3000, seed=5).encode(), (), PATTERN) | {b"x" * 256: 99, b"once": 1}
+    counts = expected_counts(samples.prose(3000, seed=5).encode(), (), GPT2_PATTERN) | {b"x" * 256: 99, b"once": 1}
     expected = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
     expected.remove(b"x" * 256)
     assert frequent_words.most_frequent(WordCounts.of(counts)) == expected
