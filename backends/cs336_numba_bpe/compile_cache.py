@@ -21,12 +21,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
-from .calling import python_function
+from .calling import CompiledFunction
 from .kernel_list import GROUPS, symbol_of
 from .native_image import Image, flatten, map_image
 
-MAGIC = b"cs336_numba_bpe machine code 2\n"
-SHARED_SOURCES = ("character_classes.py", "constants.py", "kernel_list.py", "merge_state.py", "native_image.py")
+MAGIC = b"cs336_numba_bpe machine code 3\n"
+SHARED_SOURCES = (
+    "character_classes.py",
+    "compiler.py",
+    "constants.py",
+    "kernel_list.py",
+    "merge_state.py",
+    "native_image.py",
+)
 _PROCESSOR_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
@@ -114,7 +121,7 @@ def load_kernels(
         addresses = _addresses(group, content)
         _loaded[group, folder] = SimpleNamespace(
             **{
-                name.replace(":", "_"): python_function(name, addresses[symbol_of(name)], kernel)
+                name.replace(":", "_"): CompiledFunction(name, addresses[symbol_of(name)], kernel)
                 for name, kernel in GROUPS[group].items()
             }
         )
