@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import blocks
 from .constants import (
     ARENA_USED,
+    BATCH,
     DONE,
     MAX_LOAD_DENOMINATOR,
     MAX_LOAD_NUMERATOR,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENDS = 4096
-BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from cs336_registry.components.tokenizer import missing_byte, special_ids, text_
 from cs336_registry.text.frequent_words import FrequentWords
 
 from . import blocks
+from .calling import RepeatedCalls
 from .character_classes import load_character_classes
 from .compile_cache import default_cache_folder, load_kernels
 from .constants import (
     DONE,
-    INLINE_BYTES,
     MAX_CACHED_BYTES,
     MAX_LOAD_DENOMINATOR,
     MAX_LOAD_NUMERATOR,
@@ -29,12 +29,14 @@ from .constants import (
     NEEDS_TABLE,
     NOT_UTF8,
     OUTPUT_USED,
+    SCRATCH_WORDS,
+    SHORT_UP_TO,
     SHORT_WORD,
     STATE_LENGTH,
     STATUS,
     UNIQUE,
 )
-from .count_table import BATCH, WordCounts
+from .count_table import WordCounts
 from .special_token_table import SpecialTokenTable, build_special_token_table
 
 NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -45,9 +47,9 @@ STREAM_SLOTS = 1 << 17
 """The same for text that streams through: 4 MiB of slots."""
 ARENA_BYTES_PER_SLOT = 8
 FIRST_SLOTS = 1 << 14
-HOT_SLOTS = 1 << 17
-"""4 MiB of slots for the most frequent pretokens: enough to get huge pages, and few pretokens share a place."""
-MAX_ENDS = 1 << 10
+QUICK_SLOTS = 1 << 18
+"""4 MiB of slots for the most frequent short pretokens: enough to get huge pages, and few pretokens share a place."""
+MAX_ENDS = 1 << 12
 """Pretokens found at a time: few enough for their ends to stay in the first-level cache."""
 NO_MERGE = 1 << 62
 
@@ -65,6 +67,7 @@ class EncoderVocab:
     special_ids: np.ndarray
     byte_ids: np.ndarray
     byte_merges: np.ndarray
+    short_up_to: int
     merge_table: np.ndarray
     seeds: WordCounts
     known: FrequentWords | None
@@ -87,8 +90,8 @@ def build_encoder_vocab(
     """Arrays for the encoder. The seeds are `seed_words`, then the vocab's own tokens; then `frequent_words`."""
     id_of, special_id_of = text_ids(vocab), special_ids(vocab, special_tokens)
     table = build_special_token_table(special_tokens)
-    merge_table = np.zeros((1 << max(4, (2 * len(merges)).bit_length()), 2), np.uint64)
-    merge_table[:, 0] = NO_KEY
+    merge_table = np.zeros((1 << (len(merges) // 4).bit_length(), 16), np.uint64)
+    merge_table[:, :8] = NO_KEY
     columns = [[id_of[left] for left, _ in merges], [id_of[right] for _, right in merges], range(len(merges))]
     results = [id_of[left + right] for left, right in merges]
     load_kernels("encode", cache_folder).put_merges(
@@ -102,6 +105,7 @@ def build_encoder_vocab(
         special_ids=np.array([special_id_of[special_tokens[index]] for index in table.order.tolist()], np.int32),
         byte_ids=np.array(byte_ids, np.int32),
         byte_merges=_byte_merges(merges, results),
+        short_up_to=SHORT_WORD if _makes_later_pairs(*columns[:2], results) else 0,
         merge_table=merge_table,
         seeds=WordCounts.from_dict({word: 1 for word in seeds if 0 < len(word) <= MAX_CACHED_BYTES}),
         known=frequent_words,
@@ -118,16 +122,23 @@ def _byte_merges(merges: Sequence[tuple[bytes, bytes]], results: Sequence[int]) 
     return found
 
 
-def _key_masks() -> np.ndarray:
-    """For pretokens of 0 to 15 bytes: the masks of two words of text, and the length where a key has it."""
-    lengths = range(INLINE_BYTES + 1)
-    masks = [((1 << 8 * min(size, 8)) - 1, (1 << 8 * max(size - 8, 0)) - 1, size << 56, 0) for size in lengths]
-    return np.array(masks, np.uint64).ravel()
+def _makes_later_pairs(left: Sequence[int], right: Sequence[int], results: Sequence[int]) -> bool:
+    """Whether every pair that a merge makes comes after it, since the tokens of each pair were all made before it."""
+    made = dict(zip(results, range(len(results)), strict=True))
+    before = [
+        np.fromiter((made.get(token, -1) for token in tokens), np.int64, len(results)) for tokens in (left, right)
+    ]
+    return bool((np.maximum(*before) < np.arange(len(results))).all())
 
 
 def _slots(number: int) -> np.ndarray:
     """Empty slots. They begin at a page, so that none of them lies in two cache lines, as numpy's would."""
     return np.asarray(blocks.zeros("Q", number, 4))
+
+
+def _quick_slots(number: int) -> np.ndarray:
+    """Empty slots, and one that is read beyond the last."""
+    return np.asarray(blocks.zeros("Q", number + 1, 2))
 
 
 class EncodeTable:
@@ -150,7 +161,8 @@ class EncodeTable:
         self._clear()
 
     def _make_buffers(self) -> None:
-        self.scratch = (np.empty(4 * BATCH, np.uint64), _key_masks())
+        self._encode_block = RepeatedCalls(self.kernels.encode_block)
+        self.scratch = np.empty(SCRATCH_WORDS, np.uint64)
         self.ends = np.empty(MAX_ENDS, np.int64)
         self.output = np.empty((1 << 16) + 16, np.uint8)
         self._make_scratch(MAX_CACHED_BYTES)
@@ -164,16 +176,18 @@ class EncodeTable:
 
     def _clear(self) -> None:
         used = self.state[OUTPUT_USED]
-        self.hot, self.table = _slots(min(HOT_SLOTS, self.max_slots // 8)), _slots(FIRST_SLOTS)
+        self.quick, self.table = _quick_slots(min(QUICK_SLOTS, self.max_slots // 4)), _slots(FIRST_SLOTS)
         self.arena, self.ids_arena = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.int32)
         self.state = np.zeros(STATE_LENGTH, np.int64)
-        self.state[OUTPUT_USED] = used
+        self.state[OUTPUT_USED], self.state[SHORT_UP_TO] = used, self.vocab.short_up_to
         seeds, most = self.vocab.seeds, self.max_slots * MAX_LOAD_NUMERATOR // MAX_LOAD_DENOMINATOR // 2
         if not self.seeded or len(seeds) >= most:
             return
-        if self.vocab.known is not None:
-            self._put_known_words(self.vocab.known, most - len(seeds))
-        self._grow_table(len(seeds))
+        known = self.vocab.known
+        number = 0 if known is None else min(len(known), most - len(seeds))
+        self._grow_table(min(2 * (number + len(seeds)), 2 * most))  # room for as many more
+        if known is not None:
+            self._put_known_words(known, number)
         self._grow_arenas(seeds.num_bytes + len(seeds))
         self.kernels.encode_words(seeds.word_bytes, seeds.word_starts, *self._tables, *self._merging, self.vocab.narrow)
 
@@ -181,28 +195,26 @@ class EncodeTable:
         """A table for another thread, which knows the same pretokens."""
         other = copy.copy(self)
         other._make_buffers()
-        other.hot, other.table = _slots(len(self.hot)), _slots(len(self.table))
-        other.hot[:], other.table[:] = self.hot, self.table
+        other.quick, other.table = _quick_slots(len(self.quick) - 1), _slots(len(self.table))
+        other.quick[:], other.table[:] = self.quick, self.table
         other.arena, other.ids_arena, other.state = self.arena.copy(), self.ids_arena.copy(), self.state.copy()
         other.state[OUTPUT_USED] = 0
         return other
 
     @property
     def _tables(self) -> tuple[np.ndarray, ...]:
-        return self.hot, self.table, self.arena, self.ids_arena, self.state
+        return self.quick, self.table, self.arena, self.ids_arena, self.state
 
     @property
     def _merging(self) -> tuple[np.ndarray, ...]:
         return self.vocab.merge_table, self.vocab.byte_ids, self.vocab.byte_merges, *self.merging
 
-    def _put_known_words(self, known: FrequentWords, most: int) -> None:
-        """The most frequent ones first, and no more than leaves half of the table for others."""
-        number = min(most, len(known))
+    def _put_known_words(self, known: FrequentWords, number: int) -> None:
+        """The most frequent ones first; the table must have room."""
         starts = _starts(np.frombuffer(known.lengths, np.uint8, number))
         id_starts = _starts(np.frombuffer(known.id_counts, np.uint8, number))
         words = np.frombuffer(known.text[: starts[-1]] + bytes(16), np.uint8)
         ids = np.frombuffer(known.ids, "<u4", id_starts[-1]).astype(np.uint32, copy=False)
-        self._grow_table(number)
         self._grow_arenas(len(words) + len(ids) + number)
         self.kernels.put_words(words, starts, ids, id_starts, *self._tables, self.merging[0], self.vocab.narrow)
 
@@ -219,9 +231,9 @@ class EncodeTable:
     def __call__(self, text: memoryview, start: int, stop: int, is_last: bool) -> tuple[int, bool]:
         vocab = self.vocab
         while True:
-            start = self.kernels.encode_block(
+            start = self._encode_block(
                 text, start, stop, is_last, vocab.pattern, *vocab.special_tokens.kernel_arguments, vocab.special_ids,
-                self.classes, self.ends, *self.scratch, *self._tables, *self._merging, self.output, vocab.narrow,
+                self.classes, self.ends, self.scratch, *self._tables, *self._merging, self.output, vocab.narrow,
             )  # fmt: skip
             status, needed = int(self.state[STATUS]), int(self.state[NEEDED])
             if status in (DONE, NOT_UTF8):
@@ -265,14 +277,12 @@ class EncodeTable:
         self.arena, self.ids_arena = arena, ids_arena
         return True
 
-    def reserve_output(self, num_bytes: int) -> None:
-        """Make the output large enough at once for what `num_bytes` bytes of text can give at most."""
-        wanted = self.vocab.dtype.itemsize * num_bytes + 32
-        if len(self.output) < wanted:
-            self._make_room(NEEDS_OUTPUT, wanted)
+    def forget(self, array: np.ndarray | memoryview) -> None:
+        """Memory that is not needed any more: hold on to it no longer."""
+        self._encode_block.forget(array)
 
     def take(self) -> np.ndarray:
-        """The ids that were written since the last call."""
+        """The ids that were written to `output` since the last call; they stay there until the next ones are."""
         used = int(self.state[OUTPUT_USED]) * self.vocab.dtype.itemsize
         self.state[OUTPUT_USED] = 0
-        return self.output[:used].view(self.vocab.dtype).copy()
+        return self.output[:used].view(self.vocab.dtype)

@@ -85,7 +85,7 @@ GROUPS: dict[str, dict[str, Kernel]] = {
         "put_words": _kernel("encoder", f"uint8[] int64[] uint32[] int64[] {_ENCODE_TABLE} int64[] int64"),
         "encode_block": _kernel(
             "encoder",
-            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[] uint64[] "
+            f"uint8[] int64 int64 int64 int64 {_SPECIAL_TOKENS} int32[] uint8[] int64[] uint64[] "
             f"{_ENCODE_TABLE} {_MERGING} uint8[] int64",
         ),
         "move_table": _kernel("count_table", "uint64[][] uint64[][]"),

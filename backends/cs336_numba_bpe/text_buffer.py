@@ -15,7 +15,7 @@ from typing import Protocol
 from . import blocks
 from .constants import PADDING
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 
 
 class Consumer(Protocol):

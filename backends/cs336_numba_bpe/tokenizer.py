@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,11 @@ SEEDING_BYTES = 1 << 20
 """From this much text on, it pays to put the vocabulary's own tokens into the table first."""
 STREAM_BYTES = 1 << 16
 """encode_iterable encodes this much text at a time."""
-RANGE_BYTES = 4 << 20
+LEAST_RANGE_BYTES, RANGE_BYTES, LARGE_RANGE_BYTES = 1 << 20, 4 << 20, 32 << 20
+"""What one of several threads encodes at a time: at least; at most, where the ids are handed on part by part; and at
+most where they all go into one array."""
+SPARE_OUTPUT = 32
+"""Bytes behind the last id that the encoder may write to."""
 MAX_REMEMBERED = 1 << 14
 MAX_COMPILED_ID = 2**31 - 1
 
@@ -63,6 +68,7 @@ class Tokenizer:
         self._characters_seen = 0
         self._python = _PythonEncoder(self.vocab, self.merges, self.special_tokens, pattern)
         self._idle: list[tuple[EncodeTable, TextBuffer]] = []
+        self._stream_tables: list[EncodeTable] = []
         self._is_compilable = pattern in COMPILED_PATTERNS and max(self.vocab, default=0) <= MAX_COMPILED_ID
 
     @classmethod
@@ -96,7 +102,7 @@ class Tokenizer:
             content = text.encode()
         except UnicodeEncodeError:  # lone surrogates, which no special token may match once they are U+FFFD
             return self._python.encode(text)
-        return self._encode_bytes(content).tolist()
+        return self._encode_bytes(content)
 
     def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
         for chunk in safe_chunks(iterable, self.pattern, self.special_tokens, chunk_characters=STREAM_BYTES):
@@ -113,9 +119,10 @@ class Tokenizer:
         """The ids of all texts of `input_path`, one after another: uint16 where they fit, else uint32."""
         import numpy as np
 
-        arrays = list(self.encode_arrays(input_path, num_threads=num_threads))
-        if len(arrays) == 1:
-            return arrays[0]
+        paths = expand(input_path)
+        if len(paths) == 1 and self._is_compilable and is_plain(paths[0]):
+            return self._encode_plain_file_to_array(paths[0], num_threads or self.num_threads)
+        arrays = list(self.encode_arrays(paths, num_threads=num_threads))
         return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
 
     @property
@@ -157,7 +164,7 @@ class Tokenizer:
         self._characters_seen += num_characters
         if not self._is_compilable:
             return False
-        return "_table" in self.__dict__ or not is_small(self._characters_seen, ("encode",))
+        return bool(self._stream_tables) or not is_small(self._characters_seen, ("encode",))
 
     def prepare(self, num_threads: int = 1) -> None:
         """Load (or compile) what encoding long texts on so many threads needs, which the first of them would otherwise
@@ -185,59 +192,107 @@ class Tokenizer:
             known = frequent_words.read(self._folder, frequent_words.tokenizer_key(self.vocab, self.merges))
         return build_encoder_vocab(self.vocab, self.merges, self.special_tokens, pattern, None, self._seed_words, known)
 
-    @cached_property
-    def _table(self) -> EncodeTable:
+    def _encode_bytes(self, content: bytes) -> list[int]:
+        """The ids of a text; each thread that is in here has a table of its own."""
         from .encoder import STREAM_SLOTS, EncodeTable
-
-        self._python.remembered.clear()
-        return EncodeTable(self._encoder_vocab, max_slots=STREAM_SLOTS)
-
-    def _encode_bytes(self, content: bytes) -> np.ndarray:
         from .text_buffer import TextBuffer
 
-        buffer = TextBuffer(self._table, block_bytes=max(1, len(content)))
+        try:
+            table = self._stream_tables.pop()
+        except IndexError:
+            self._python.remembered.clear()
+            table = EncodeTable(self._encoder_vocab, max_slots=STREAM_SLOTS)
+        buffer = TextBuffer(table, block_bytes=max(1, len(content)))
         buffer.append(content)
         buffer.settle(True)
-        return self._table.take()
+        ids = table.take().tolist()
+        table.forget(buffer.array)
+        self._stream_tables.append(table)
+        return ids
 
     def _encode_plain_file(self, path: Path, num_threads: int | None) -> Iterator[np.ndarray]:
+        ranges, num_threads, seeded = self._ranges(path, num_threads, RANGE_BYTES)
+        encode = partial(self._encode_byte_range, seeded=seeded)
+        yield from _in_order(encode, [(byte_range,) for byte_range in ranges], num_threads)
+
+    def _encode_plain_file_to_array(self, path: Path, num_threads: int | None) -> np.ndarray:
+        """All ids in one block of memory: each range's are written where they would begin if every byte before them
+        had an id, and then moved together. Memory that nothing is written to costs nothing."""
+        import numpy as np
+
+        from . import blocks
+
+        largest = LARGE_RANGE_BYTES if num_threads != 1 else path.stat().st_size + 1
+        ranges, num_threads, seeded = self._ranges(path, num_threads, largest)
+        dtype = self._encoder_vocab.dtype
+        sizes = [len(byte_range) * dtype.itemsize + SPARE_OUTPUT for byte_range in ranges]
+        begins = [0, *itertools.accumulate(sizes)]
+        block = np.frombuffer(blocks.zeros("B", begins[-1]), np.uint8)
+        jobs = [(part, block[i:k]) for part, (i, k) in zip(ranges, itertools.pairwise(begins), strict=True)]
+        parts = list(_in_order(partial(self._encode_byte_range, seeded=seeded), jobs, num_threads))
+        if any(ids.ctypes.data != block.ctypes.data + begin for ids, begin in zip(parts, begins, strict=False)):
+            return np.concatenate(parts)  # bytes that are not UTF-8 took more than an id each
+        used = 0
+        for ids in parts:
+            ctypes.memmove(block.ctypes.data + used, ids.ctypes.data, ids.nbytes)
+            used += ids.nbytes
+        return block[:used].view(dtype)
+
+    def _ranges(self, path: Path, num_threads: int | None, largest: int) -> tuple[list[ByteRange], int, bool]:
+        """The ranges that a file is encoded in, two or more for each of several threads; how many threads there are;
+        and whether they begin with seeds."""
         from .byte_ranges import cut_into_ranges
         from .word_counter import available_cpus
 
         special = self._encoder_vocab.special_tokens
         size = path.stat().st_size
-        range_bytes = size + 1 if special.need_decoded_text else RANGE_BYTES
+        num_threads = num_threads or available_cpus()
+        share = max(LEAST_RANGE_BYTES, -(-size // (2 * num_threads)))
+        range_bytes = largest if num_threads == 1 else min(largest, share)
+        if special.need_decoded_text:
+            range_bytes = size + 1
         ranges = cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
-        num_threads = min(num_threads or available_cpus(), len(ranges))
+        num_threads = max(1, min(num_threads, len(ranges)))
         if size >= SEEDING_BYTES:
             self.prepare(num_threads)
+        return ranges, num_threads, size >= SEEDING_BYTES
 
-        def encode_range(byte_range: ByteRange) -> np.ndarray:
-            return self._encode_byte_range(byte_range, seeded=size >= SEEDING_BYTES)
+    def _encode_byte_range(
+        self, byte_range: ByteRange, output: np.ndarray | None = None, *, seeded: bool
+    ) -> np.ndarray:
+        """The ids of a range of a file: in `output`, if that is given and they fit, else in an array of their own."""
+        import numpy as np
 
-        if num_threads == 1:
-            yield from map(encode_range, ranges)
-            return
-        with ThreadPoolExecutor(num_threads) as pool:
-            waiting = []
-            for byte_range in ranges:
-                waiting.append(pool.submit(encode_range, byte_range))
-                if len(waiting) > 2 * num_threads:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-
-    def _encode_byte_range(self, byte_range: ByteRange, *, seeded: bool) -> np.ndarray:
         try:
             table, buffer = self._idle.pop()
         except IndexError:  # others are using them, or seeds do not pay
             table, buffer = self._reader(seeded=seeded)
-        table.reserve_output(len(byte_range))
+        own = table.output
+        if output is None:
+            output = np.empty(len(byte_range) * table.vocab.dtype.itemsize + SPARE_OUTPUT, np.uint8)
+        table.output = output
         for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
             pass
         ids = table.take()
+        table.forget(output)
+        table.output = own
         self._idle.append((table, buffer))
         return ids
+
+
+def _in_order(function: Callable[..., np.ndarray], jobs: Sequence[tuple], num_threads: int) -> Iterator[np.ndarray]:
+    """What `function` gives for each job, with a few jobs ahead of the one that is waited for."""
+    if num_threads == 1:
+        yield from itertools.starmap(function, jobs)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting: list[Future[np.ndarray]] = []
+        for job in jobs:
+            waiting.append(pool.submit(function, *job))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
 
 
 class _PythonEncoder:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import random
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +52,8 @@ def test_threads_share_what_was_known_before(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
 ) -> None:
     """Tables for more threads are copies of the first one; what one of them learns later changes no other."""
-    monkeypatch.setattr(module, "RANGE_BYTES", 500)
+    monkeypatch.setattr(module, "LEAST_RANGE_BYTES", 10)
+    monkeypatch.setattr(module, "LARGE_RANGE_BYTES", 500)
     monkeypatch.setattr(module, "SEEDING_BYTES", 0)
     path = tmp_path / "text.txt"
     path.write_text(text, encoding="utf-8", newline="")
@@ -93,3 +98,65 @@ def test_words_of_a_small_corpus_are_not_kept(tmp_path: Path) -> None:
     """Text like it is encoded before compiled code is loaded."""
     Tokenizer(vocabulary(), MERGES, [END]).keep_frequent_words(WordCounts.of({b"the": 2, b" the": 3}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_share_a_tokenizer(text: str, compiled: None) -> None:
+    """One tokenizer, many threads: each of them has tables of its own while it encodes."""
+    built = Tokenizer(vocabulary(), MERGES, [END])
+    expected = built.encode(text)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(built.encode, [text] * 24)) == [expected] * 24
+
+
+def test_many_malformed_bytes_in_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
+    """U+FFFD takes more ids than the byte it replaces, more than were expected of the range."""
+    monkeypatch.setattr(module, "LEAST_RANGE_BYTES", 10)
+    content = b"\xff" * 5000 + b" the\n" * 300
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    expected = NaiveTokenizer(vocabulary(), MERGES, [END], pattern=GPT2_PATTERN).encode(
+        content.decode("utf-8", "replace")
+    )
+    for num_threads in (1, 2):
+        built = Tokenizer(vocabulary(), MERGES, [END])
+        assert built.encode_to_array(path, num_threads=num_threads).tolist() == expected
+
+
+def test_memory_is_given_back(text: str, compiled: None) -> None:
+    """A kernel that is called repeatedly holds on to no text and no ids."""
+    built = Tokenizer(vocabulary(), MERGES, [END])
+    built.encode(text)
+    (table,) = built._stream_tables
+    own, table.output = table.output, np.empty(1 << 16, np.uint8)
+    there = weakref.ref(table.output)
+    table(memoryview(bytearray(b"the the" + bytes(200))), 0, 7, True)
+    assert table.take().tolist() == built.encode("the the")
+    table.forget(table.output)
+    table.output = own
+    gc.collect()
+    assert there() is None
+
+
+@pytest.mark.parametrize("compressing", [True, False])
+def test_set_bits(compressing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positions of set bits, by the one instruction that some CPUs have for it and without it."""
+    numba = pytest.importorskip("numba")
+    from cs336_numba_bpe.kernels import intrinsics
+
+    if compressing and not intrinsics.CAN_COMPRESS:
+        pytest.skip("this CPU does not have the instruction")
+    monkeypatch.setattr(intrinsics, "CAN_COMPRESS", compressing)
+    store_set_bits = numba.njit(intrinsics.store_set_bits.py_func)
+    address_of = intrinsics.address_of
+
+    @numba.njit
+    def positions(mask, base, found):
+        store_set_bits(address_of(found), base, mask)
+
+    source = random.Random(0)
+    masks = [0, 1, 1 << 63, 2**64 - 1, *(source.getrandbits(64) & source.getrandbits(64) for _ in range(50))]
+    for mask in masks:
+        found = np.zeros(72, np.int64)
+        positions(np.uint64(mask), 1000, found)
+        expected = [1000 + place for place in range(64) if mask >> place & 1]
+        assert found[: len(expected)].tolist() == expected

@@ -11,6 +11,7 @@ from numba import int64, uint64
 
 from ..constants import (
     ARENA_USED,
+    BATCH,
     DONE,
     GPT2,
     INLINE_BYTES,
@@ -25,7 +26,7 @@ from ..constants import (
     STATUS,
     UNIQUE,
 )
-from .intrinsics import address_of, bit, helper, kernel, load_byte, load_word, prefetch, store_word
+from .intrinsics import address_of, bit, helper, kernel, load_byte, load_word, prefetch_to_write, store_word
 from .scanner import ALL, ONE, ZERO, scan_cl100k, scan_gpt2
 from .text_pieces import last_safe_cut, next_special_token
 
@@ -33,7 +34,6 @@ MULTIPLIER_1, MULTIPLIER_2 = uint64(0x9E3779B97F4A7C15), uint64(0xC2B2AE3D27D4EB
 LENGTH_SHIFT = uint64(56)
 LONG_KEY = uint64(LONG << 56)
 LENGTH_MASK = uint64((1 << 56) - 1)
-BATCH = 256
 KEY_0, KEY_1, COUNT, OFFSET = 0, 1, 2, 3
 
 
@@ -120,7 +120,7 @@ def make_keys(address, start, ends, first, last, table, keys_0, keys_1, slots):
         else:
             key_0, key_1 = long_key(address, start, length)
         slot = slot_of(key_0, key_1, table)
-        prefetch(table_address, slot * 32)
+        prefetch_to_write(table_address, slot * 32)
         keys_0[index - first], keys_1[index - first], slots[index - first] = key_0, key_1, slot
         start = end
     return start
@@ -256,7 +256,7 @@ def move_table(table, larger):
     for slot in range(table.shape[0]):
         ahead = slot + 16
         if ahead < table.shape[0] and table[ahead, KEY_1] != ZERO:
-            prefetch(larger_address, slot_of(table[ahead, KEY_0], table[ahead, KEY_1], larger) * 32)
+            prefetch_to_write(larger_address, slot_of(table[ahead, KEY_0], table[ahead, KEY_1], larger) * 32)
         if table[slot, KEY_1] != ZERO:
             target = slot_of(table[slot, KEY_0], table[slot, KEY_1], larger)
             while larger[target, KEY_1] != ZERO:
@@ -280,7 +280,7 @@ def add_table(table, arena, state, other_table, other_arena, first):
             return slot
         ahead = slot + 16
         if ahead < other_table.shape[0] and other_table[ahead, KEY_1] != ZERO:
-            prefetch(table_address, slot_of(other_table[ahead, KEY_0], other_table[ahead, KEY_1], table) * 32)
+            prefetch_to_write(table_address, slot_of(other_table[ahead, KEY_0], other_table[ahead, KEY_1], table) * 32)
         key_0, key_1 = other_table[slot, KEY_0], other_table[slot, KEY_1]
         if key_1 != ZERO:
             start = int64(other_table[slot, OFFSET])

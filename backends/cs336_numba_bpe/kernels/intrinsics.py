@@ -6,8 +6,9 @@ so that reading up to 128 bytes past its end stays inside the allocation.
 
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import int64, njit, types
+from numba import int64, njit, types, uint64
 from numba.extending import intrinsic
 
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
@@ -27,7 +28,7 @@ def address_of(array):
     return int64(array.ctypes.data)
 
 
-def _pointer(builder, address, offset, type_):
+def pointer(builder, address, offset, type_):
     return builder.inttoptr(builder.add(address, offset), type_.as_pointer())
 
 
@@ -40,7 +41,7 @@ def load_word(typing_context, address, offset):
     """The eight bytes at address + offset, the first one lowest."""
 
     def generate(context, builder, signature, arguments):
-        return builder.load(_pointer(builder, *arguments, WORD), align=1, typ=WORD)
+        return builder.load(pointer(builder, *arguments, WORD), align=1, typ=WORD)
 
     return types.uint64(types.int64, types.int64), generate
 
@@ -50,7 +51,7 @@ def load_byte(typing_context, address, offset):
     """The byte at address + offset as an int64."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(builder.load(_pointer(builder, *arguments, BYTE), align=1, typ=BYTE), WORD)
+        return builder.zext(builder.load(pointer(builder, *arguments, BYTE), align=1, typ=BYTE), WORD)
 
     return types.int64(types.int64, types.int64), generate
 
@@ -60,7 +61,7 @@ def store_word(typing_context, address, offset, value):
     """Write eight bytes at address + offset."""
 
     def generate(context, builder, signature, arguments):
-        builder.store(arguments[2], _pointer(builder, arguments[0], arguments[1], WORD), align=1)
+        builder.store(arguments[2], pointer(builder, arguments[0], arguments[1], WORD), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.uint64), generate
@@ -74,7 +75,7 @@ def _store_narrow(bits: int):
         def generate(context, builder, signature, arguments):
             address, offset, value = arguments
             number = ir.IntType(bits)
-            builder.store(builder.trunc(value, number), _pointer(builder, address, offset, number), align=1)
+            builder.store(builder.trunc(value, number), pointer(builder, address, offset, number), align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.uint64), generate
@@ -91,6 +92,16 @@ def lowest_bit(typing_context, mask):
 
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def highest_bit(typing_context, mask):
+    """The position of the highest set bit of a mask, -1 where there is none."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.sub(ir.Constant(WORD, 63), builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0)))
 
     return types.int64(types.uint64), generate
 
@@ -115,21 +126,42 @@ def bit(typing_context, position):
     return types.uint64(types.int64), generate
 
 
+def prefetch_line(builder, address, offset, write: bool) -> None:
+    place, integer, name = pointer(builder, address, offset, BYTE), ir.IntType(32), "llvm.prefetch.p0"
+    function = builder.module.globals.get(name)
+    if function is None:
+        function_type = ir.FunctionType(ir.VoidType(), [place.type, integer, integer, integer])
+        function = ir.Function(builder.module, function_type, name)
+    builder.call(function, [place, integer(int(write)), integer(3), integer(1)])
+
+
+def _prefetch(write: bool):
+    @intrinsic
+    def ask(typing_context, address, offset):
+        """Ask for the cache line at address + offset."""
+
+        def generate(context, builder, signature, arguments):
+            prefetch_line(builder, *arguments, write)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return ask
+
+
+prefetch_to_read, prefetch_to_write = _prefetch(False), _prefetch(True)
+
+
 @intrinsic
-def prefetch(typing_context, address, offset):
-    """Ask for the cache line at address + offset, which is about to be read and written."""
+def not_inlined(typing_context):
+    """Keep the function that calls this apart from its callers: their values would take up the registers that its
+    loops need."""
 
     def generate(context, builder, signature, arguments):
-        pointer, integer = _pointer(builder, *arguments, BYTE), ir.IntType(32)
-        name = "llvm.prefetch.p0"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function_type = ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer])
-            function = ir.Function(builder.module, function_type, name)
-        builder.call(function, [pointer, integer(1), integer(3), integer(1)])
+        builder.function.attributes.add("noinline")
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(), generate
 
 
 @intrinsic
@@ -151,7 +183,7 @@ def byte_masks(typing_context, address, offset):
     result = types.UniTuple(types.uint64, 7)
 
     def generate(context, builder, signature, arguments):
-        text = builder.load(_pointer(builder, *arguments, BYTES_64), align=1, typ=BYTES_64)
+        text = builder.load(pointer(builder, *arguments, BYTES_64), align=1, typ=BYTES_64)
 
         def mask(comparison):
             return builder.bitcast(comparison, WORD)
@@ -178,9 +210,9 @@ def two_byte_mask(typing_context, address, offset, first, second):
 
     def generate(context, builder, signature, arguments):
         address, offset, first, second = arguments
-        here = builder.load(_pointer(builder, address, offset, BYTES_64), align=1, typ=BYTES_64)
+        here = builder.load(pointer(builder, address, offset, BYTES_64), align=1, typ=BYTES_64)
         after = builder.add(offset, ir.Constant(WORD, 1))
-        following = builder.load(_pointer(builder, address, after, BYTES_64), align=1, typ=BYTES_64)
+        following = builder.load(pointer(builder, address, after, BYTES_64), align=1, typ=BYTES_64)
 
         def broadcast(value):
             undefined = ir.Constant(BYTES_64, ir.Undefined)
@@ -194,3 +226,58 @@ def two_byte_mask(typing_context, address, offset, first, second):
         return builder.and_(first_matches, builder.or_(second_matches, any_second))
 
     return types.uint64(types.int64, types.int64, types.int64, types.int64), generate
+
+
+CAN_COMPRESS = bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
+"""Whether this CPU moves the bytes under a mask together in one instruction."""
+
+
+@intrinsic
+def _store_compressed(typing_context, address, base, mask):
+    def generate(context, builder, signature, arguments):
+        address, base, mask = arguments
+        lanes, words = ir.VectorType(ir.IntType(1), 64), ir.VectorType(WORD, 8)
+        name = "llvm.experimental.vector.compress.v64i8"
+        compress = builder.module.globals.get(name)
+        if compress is None:
+            function_type = ir.FunctionType(BYTES_64, [BYTES_64, lanes, BYTES_64])
+            compress = ir.Function(builder.module, function_type, name)
+        every = ir.Constant(BYTES_64, list(range(64)))
+        positions = builder.call(compress, [every, builder.bitcast(mask, lanes), ir.Constant(BYTES_64, ir.Undefined)])
+        count = builder.ctpop(mask)
+        integer = ir.IntType(32)
+        bases = builder.shuffle_vector(
+            builder.insert_element(ir.Constant(words, ir.Undefined), base, integer(0)),
+            ir.Constant(words, ir.Undefined),
+            ir.Constant(ir.VectorType(integer, 8), [0] * 8),
+        )
+
+        def store(group):
+            chosen = ir.Constant(ir.VectorType(integer, 8), list(range(8 * group, 8 * group + 8)))
+            eight = builder.shuffle_vector(positions, ir.Constant(BYTES_64, ir.Undefined), chosen)
+            place = pointer(builder, address, ir.Constant(WORD, 64 * group), words)
+            builder.store(builder.add(builder.zext(eight, words), bases), place, align=1)
+
+        for group in range(3):
+            store(group)
+        with builder.if_then(builder.icmp_unsigned(">", count, ir.Constant(WORD, 24)), likely=False):
+            for group in range(3, 8):
+                store(group)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint64), generate
+
+
+@helper
+def store_set_bits(address, base, mask):
+    """Write base + the position of each set bit of a mask, one word each from `address` on, and up to 63 words that
+    mean nothing behind them."""
+    if CAN_COMPRESS:
+        _store_compressed(address, base, mask)
+    else:
+        # Eight at a time, whatever there are: a loop that ended with the last one would be mispredicted every time.
+        while mask != uint64(0):
+            for eighth in range(8):
+                store_word(address, 8 * eighth, uint64(base + lowest_bit(mask)))
+                mask &= mask - uint64(1)
+            address += 64

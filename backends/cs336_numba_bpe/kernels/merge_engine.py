@@ -46,7 +46,7 @@ from ..merge_state import (
     TOKEN_BYTES_USED,
 )
 from .count_table import address_of
-from .intrinsics import helper, kernel, prefetch
+from .intrinsics import helper, kernel, prefetch_to_write
 from .pair_table import find_row, left_of, pair_key, put_row, right_of
 
 FIRST_THRESHOLD_SHARE = 16
@@ -268,7 +268,7 @@ def merge_pairs(
             num_candidates = num_found
             for place in range(first, min(first + BATCH, places_stop)):
                 if place + PREFETCH_DISTANCE < places_stop:
-                    prefetch(symbols_address, int64(arena[place + PREFETCH_DISTANCE]) * symbols.itemsize)
+                    prefetch_to_write(symbols_address, int64(arena[place + PREFETCH_DISTANCE]) * symbols.itemsize)
                 position = int64(arena[place])
                 found[num_candidates] = position
                 num_candidates += int64((symbols[position] == left) & (symbols[position + left_length] == right))

@@ -20,7 +20,7 @@ from .intrinsics import (
     load_byte,
     lowest_bit,
     number_of_bits,
-    store_word,
+    store_set_bits,
 )
 
 ZERO, ONE, ALL = uint64(0), uint64(1), uint64(0xFFFFFFFFFFFFFFFF)
@@ -192,14 +192,9 @@ def scan_gpt2(address, start, stop, classes, ends):
                         starts_to_add |= bit(offset + length - 64)
         if block == start:
             starts &= ~ONE
-        # Eight at a time, whatever there are: a loop that ended with the last one would be mispredicted every time.
         place = address_of(ends) + 8 * count
         count += number_of_bits(starts)
-        while starts != ZERO:
-            for eighth in range(8):
-                store_word(place, 8 * eighth, uint64(block + lowest_bit(starts)))
-                starts &= starts - ONE
-            place += 64
+        store_set_bits(place, block, starts)
         letter_before = letters >> uint64(63)
         number_before = numbers >> uint64(63)
         other_before = others >> uint64(63)
