@@ -95,6 +95,7 @@ def _assert_tensor_within(
     # A tensor of exact zeros leaves no scale: the smallest normal number of the dtype stands in for it.
     allowed += torch.finfo(candidate.dtype).tiny
     allowed += tolerance.absolute * rounding_error(torch.promote_types(candidate.dtype, torch.float32))
+    allowed += tolerance.stored * rounding_error(candidate.dtype)
     assert error <= allowed, (
         f"{what}: error {error:.3g} against float64, allowed {allowed:.3g} "
         f"({tolerance.factor:g} x plain PyTorch's {plain_error:.3g} in {candidate.dtype}, "

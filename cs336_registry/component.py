@@ -67,13 +67,15 @@ class Tolerance:
     The root-mean-square error must be at most `factor` times the error that the oracle itself makes when it is run in
     the candidate's dtype, plus `floor` units of that dtype's rounding error times the root-mean-square of the result,
     plus `absolute` float32 (for float64: float64) rounding errors of the number 1, for results that are small
-    differences of terms of that order, which are taken in float32 at least.
+    differences of terms of that order, which are taken in float32 at least, plus `stored` rounding errors of the number
+    1 in the candidate's dtype, for results made from numbers of that order that may have been stored in between.
     `reason` derives the numbers in a line. Tolerances belong to the contract: no backend can loosen its own.
     """
 
     factor: float = 2.0
     floor: float = 2.0
     absolute: float = 0.0
+    stored: float = 0.0
     reason: str = "a different but sound order of summation at most doubles the rounding error"
 
 

@@ -88,7 +88,9 @@ contract = Component(
         factor=3.0,
         floor=8.0,
         absolute=2.0,
-        reason="p (g - p·g) is a difference of numbers near 1 where one p is near 1; p may be the rounded result",
+        stored=0.5,
+        reason="p (g - p·g) is a difference of numbers near 1 where one p is near 1, and p may be the result, rounded: "
+        "an error of up to 3 roundings of p g, which is near 1 in one of 41 columns or more, thus 3 / sqrt(41)",
     ),
     cases=(
         Case(id="course", sizes={"shape": (4, 12, 64)}),
