@@ -69,8 +69,29 @@ def bpe_training(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def encoding(rows: Sequence[dict[str, Any]]) -> str:
-    """Entry point and threads x library: MB/s."""
-    return _contenders([row for row in rows if row.get("benchmark") == "encoding"], ("corpus", "mode"))
+    """Corpus and mode x library: MB/s and peak memory of its fastest entry point, and how much faster ours is."""
+    chosen = (row for row in rows if row.get("benchmark") == "encoding" and row.get("seconds"))
+    fastest: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in latest(chosen, "corpus", "mode", "backend"):
+        mine = fastest.setdefault((row["corpus"], row["mode"]), {})
+        library = row["backend"] if row["backend"] == "numba_bpe" else row["backend"].partition("_")[0]
+        if library not in mine or row["seconds"] < mine[library]["seconds"]:
+            mine[library] = row
+    libraries = list(dict.fromkeys(library for mine in fastest.values() for library in mine))
+    libraries.sort(key=lambda library: library != "numba_bpe")
+    lines = [f"| corpus | mode | {' | '.join(libraries)} |", "|" + "---|" * (len(libraries) + 2)]
+    for (corpus, mode), mine in fastest.items():
+        cells = [_encoding_speed(mine.get(library), mine.get("numba_bpe")) for library in libraries]
+        lines.append(f"| {corpus} | {mode} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _encoding_speed(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    ratio = "" if own is None or row is own else f" ({row['seconds'] / own['seconds']:.2f}x)"
+    differ = "" if "NOT" not in str(row.get("result", "")) else f", {row['result']}"
+    return f"{row['megabytes_per_second']:.3g} MB/s{ratio}, {row['peak_memory'] / 1e6:.0f} MB{differ}"
 
 
 def _contenders(rows: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> str:
