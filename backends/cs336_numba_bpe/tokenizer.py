@@ -227,7 +227,10 @@ class Tokenizer:
         dtype = self._encoder_vocab.dtype
         sizes = [len(byte_range) * dtype.itemsize + SPARE_OUTPUT for byte_range in ranges]
         begins = [0, *itertools.accumulate(sizes)]
-        block = np.frombuffer(blocks.zeros("B", begins[-1]), np.uint8)
+        try:
+            block = np.frombuffer(blocks.zeros("B", begins[-1]), np.uint8)
+        except OSError:  # more than the system lets anyone ask for, though much less would be written to
+            return np.concatenate(list(self._encode_plain_file(path, num_threads)))
         jobs = [(part, block[i:k]) for part, (i, k) in zip(ranges, itertools.pairwise(begins), strict=True)]
         parts = list(_in_order(partial(self._encode_byte_range, seeded=seeded), jobs, num_threads))
         if any(ids.ctypes.data != block.ctypes.data + begin for ids, begin in zip(parts, begins, strict=False)):

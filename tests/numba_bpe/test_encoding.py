@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cs336_numba_bpe import blocks
 from cs336_numba_bpe import tokenizer as module
 from cs336_numba_bpe.tokenizer import Tokenizer
 
@@ -120,6 +121,27 @@ def test_many_malformed_bytes_in_one_array(tmp_path: Path, monkeypatch: pytest.M
     for num_threads in (1, 2):
         built = Tokenizer(vocabulary(), MERGES, [END])
         assert built.encode_to_array(path, num_threads=num_threads).tolist() == expected
+
+
+def test_an_array_that_may_not_be_asked_for(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    """Where the system refuses room for an id for every byte, the parts are put together at the end."""
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    built = Tokenizer(vocabulary(), MERGES, [END])
+    expected = built.encode_to_array(path, num_threads=1).tolist()
+    zeros, refused = blocks.zeros, []
+
+    def refuse(kind: blocks.Kind, *shape: int) -> memoryview:
+        if shape == (2 * path.stat().st_size + module.SPARE_OUTPUT,):
+            refused.append(shape)
+            raise OSError(12, "Cannot allocate memory")
+        return zeros(kind, *shape)
+
+    monkeypatch.setattr(blocks, "zeros", refuse)
+    assert built.encode_to_array(path, num_threads=1).tolist() == expected
+    assert len(refused) == 1
 
 
 def test_memory_is_given_back(text: str, compiled: None) -> None:
