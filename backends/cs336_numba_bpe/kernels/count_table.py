@@ -69,6 +69,13 @@ def long_key(address, start, length):
 
 
 @helper
+def pretoken_key(address, start, length):
+    if length <= INLINE_BYTES:
+        return short_key(address, start, length)
+    return long_key(address, start, length)
+
+
+@helper
 def key_hash(key_0, key_1):
     digest = (key_0 ^ (key_1 * MULTIPLIER_2)) * MULTIPLIER_1
     return digest ^ (digest >> uint64(32))
@@ -115,10 +122,7 @@ def make_keys(address, start, ends, first, last, table, keys_0, keys_1, slots):
     for index in range(first, last):
         end = ends[index]
         length = end - start
-        if length <= INLINE_BYTES:
-            key_0, key_1 = short_key(address, start, length)
-        else:
-            key_0, key_1 = long_key(address, start, length)
+        key_0, key_1 = pretoken_key(address, start, length)
         slot = slot_of(key_0, key_1, table)
         prefetch_to_write(table_address, slot * 32)
         keys_0[index - first], keys_1[index - first], slots[index - first] = key_0, key_1, slot
@@ -303,10 +307,7 @@ def add_words(word_bytes, word_starts, counts, table, arena, state):
     address, arena_address = address_of(word_bytes), address_of(arena)
     for word in range(counts.shape[0]):
         start, length = word_starts[word], word_starts[word + 1] - word_starts[word]
-        if length <= INLINE_BYTES:
-            key_0, key_1 = short_key(address, start, length)
-        else:
-            key_0, key_1 = long_key(address, start, length)
+        key_0, key_1 = pretoken_key(address, start, length)
         slot = find_slot(address, start, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)
         if table[slot, KEY_1] == ZERO:
             if is_long(key_1):

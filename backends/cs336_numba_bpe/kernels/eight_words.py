@@ -12,9 +12,8 @@ from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .intrinsics import BYTE, WORD, pointer
+from .intrinsics import BYTE, WORD, WORDS_8, declared, pointer, spread_word
 
-WORDS = ir.VectorType(WORD, 8)
 LANE = ir.IntType(32)
 LANES = ir.VectorType(LANE, 8)
 FLAGS = ir.VectorType(ir.IntType(1), 8)
@@ -31,7 +30,7 @@ eight_words = EightWords()
 @register_model(EightWords)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, type_):
-        super().__init__(manager, type_, WORDS)
+        super().__init__(manager, type_, WORDS_8)
 
 
 def _operate(symbol, instruction: str) -> None:
@@ -59,12 +58,7 @@ for _symbol, _instruction in {
 
 
 def _constant(word: int) -> ir.Constant:
-    return ir.Constant(WORDS, [word] * 8)
-
-
-def _spread(builder, word):
-    first = builder.insert_element(ir.Constant(WORDS, ir.Undefined), word, LANE(0))
-    return builder.shuffle_vector(first, ir.Constant(WORDS, ir.Undefined), ir.Constant(LANES, [0] * 8))
+    return ir.Constant(WORDS_8, [word] * 8)
 
 
 @intrinsic
@@ -72,7 +66,7 @@ def spread(typing_context, word):
     """The same word eight times."""
 
     def generate(context, builder, signature, arguments):
-        return _spread(builder, arguments[0])
+        return spread_word(builder, arguments[0])
 
     return eight_words(types.uint64), generate
 
@@ -82,7 +76,7 @@ def load_eight(typing_context, address, offset):
     """The eight words at address + offset."""
 
     def generate(context, builder, signature, arguments):
-        return builder.load(pointer(builder, *arguments, WORDS), align=1, typ=WORDS)
+        return builder.load(pointer(builder, *arguments, WORDS_8), align=1, typ=WORDS_8)
 
     return eight_words(types.int64, types.int64), generate
 
@@ -92,7 +86,7 @@ def store_eight(typing_context, address, offset, words):
     """Write eight words at address + offset."""
 
     def generate(context, builder, signature, arguments):
-        builder.store(arguments[2], pointer(builder, arguments[0], arguments[1], WORDS), align=1)
+        builder.store(arguments[2], pointer(builder, arguments[0], arguments[1], WORDS_8), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, eight_words), generate
@@ -104,14 +98,11 @@ def gather(typing_context, address, offsets):
 
     def generate(context, builder, signature, arguments):
         pointers = ir.VectorType(ir.PointerType(), 8)
-        places = builder.inttoptr(builder.add(_spread(builder, arguments[0]), arguments[1]), pointers)
+        places = builder.inttoptr(builder.add(spread_word(builder, arguments[0]), arguments[1]), pointers)
         name = "llvm.masked.gather.v8i64.v8p0"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function_type = ir.FunctionType(WORDS, [pointers, LANE, FLAGS, WORDS])
-            function = ir.Function(builder.module, function_type, name)
+        function = declared(builder, name, WORDS_8, [pointers, LANE, FLAGS, WORDS_8])
         all_lanes = ir.Constant(FLAGS, [1] * 8)
-        return builder.call(function, [places, LANE(1), all_lanes, ir.Constant(WORDS, ir.Undefined)])
+        return builder.call(function, [places, LANE(1), all_lanes, ir.Constant(WORDS_8, ir.Undefined)])
 
     return eight_words(types.int64, eight_words), generate
 
@@ -153,10 +144,7 @@ def smallest(typing_context, words):
 
     def generate(context, builder, signature, arguments):
         name = "llvm.vector.reduce.umin.v8i64"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(WORD, [WORDS]), name)
-        return builder.call(function, arguments)
+        return builder.call(declared(builder, name, WORD, [WORDS_8]), arguments)
 
     return types.int64(eight_words), generate
 
@@ -166,7 +154,7 @@ def equal_lanes(typing_context, words, word):
     """A mask of eight bits: which of the words are equal to one word."""
 
     def generate(context, builder, signature, arguments):
-        found = builder.icmp_unsigned("==", arguments[0], _spread(builder, arguments[1]))
+        found = builder.icmp_unsigned("==", arguments[0], spread_word(builder, arguments[1]))
         return builder.zext(builder.bitcast(found, BYTE), WORD)
 
     return types.uint64(eight_words, types.uint64), generate

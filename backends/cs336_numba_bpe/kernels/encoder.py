@@ -29,7 +29,6 @@ from ..constants import (
     BATCH_WORDS,
     DONE,
     IDS_USED,
-    INLINE_BYTES,
     INVALID,
     LONG,
     MAX_CACHED_BYTES,
@@ -60,9 +59,8 @@ from .count_table import (
     has_room,
     is_long,
     key_hash,
-    long_key,
+    pretoken_key,
     scan,
-    short_key,
     slot_of,
 )
 from .eight_words import (
@@ -94,7 +92,7 @@ from .intrinsics import (
     store_uint32,
     store_word,
 )
-from .pair_table import NO_KEY, pair_key
+from .pair_table import NO_KEY, pair_key, pair_slot
 from .scanner import ALL, ONE, ZERO
 from .text_pieces import last_safe_cut, next_special_token
 
@@ -116,17 +114,11 @@ are not in `quick`."""
 
 
 @helper
-def pair_bucket(key, merge_table):
-    digest = key * MULTIPLIER_1
-    return int64((digest ^ (digest >> uint64(32))) & uint64(merge_table.shape[0] - 1))
-
-
-@helper
 def find_merge(left, right, merge_table):
     """rank * 2**32 + result of a pair, or NO_MERGE. Whether a pair is there is as good as random, so that no branch
     depends on it."""
     key = pair_key(left, right)
-    bucket = pair_bucket(key, merge_table)
+    bucket = pair_slot(key, merge_table)
     while True:
         address = address_of(merge_table) + 128 * bucket
         lanes = equal_lanes(load_eight(address, 0), key)
@@ -141,7 +133,7 @@ def put_merges(left, right, ranks, results, merge_table):
     """Fill a merge table without pairs; one that comes again takes the later rank."""
     for index in range(left.shape[0]):
         key = pair_key(left[index], right[index])
-        bucket, lane = pair_bucket(key, merge_table), 0
+        bucket, lane = pair_slot(key, merge_table), 0
         while merge_table[bucket, lane] != NO_KEY and merge_table[bucket, lane] != key:
             lane += 1
             if lane == 8:
@@ -346,13 +338,6 @@ def write_id(address, place, narrow, token):
 
 
 @helper
-def pretoken_key(address, start, length):
-    if length <= INLINE_BYTES:
-        return short_key(address, start, length)
-    return long_key(address, start, length)
-
-
-@helper
 def quick_place(key, quick):
     """The offset of a short pretoken's only place in `quick`."""
     bits = lowest_bit(uint64(quick.shape[0] - 1))
@@ -511,6 +496,12 @@ def look_up_quick(address, start, ends_address, count, quick, batch_address):
     return missing
 
 
+@helper
+def begin_of(lane, start, ends_address):
+    """Where a pretoken of a batch begins, the first of which begins at `start`."""
+    return start if lane == 0 else int64(load_word(ends_address, 8 * lane - 8))
+
+
 @kernel
 def ask_table(address, start, ends_address, missing, table, batch_address):
     """Make the keys of the pretokens that are listed, and ask for their slots in `table`."""
@@ -518,7 +509,7 @@ def ask_table(address, start, ends_address, missing, table, batch_address):
     table_address, mask = address_of(table), uint64(table.shape[0] - 1)
     for entry in range(missing):
         lane = int64(load_word(batch_address + MISSING, 8 * entry))
-        begin = start if lane == 0 else int64(load_word(ends_address, 8 * lane - 8))
+        begin = begin_of(lane, start, ends_address)
         key_0, key_1 = pretoken_key(address, begin, int64(load_word(ends_address, 8 * lane)) - begin)
         place = table_address + 32 * int64(key_hash(key_0, key_1) & mask)
         prefetch_to_read(place, 0)
@@ -566,7 +557,7 @@ def put_new_words(
     for index in range(number):
         word = work + WORK_BYTES * index
         lane, length = int64(load_word(word, WORK_LANE)), int64(load_word(word, WORK_LENGTH))
-        begin = start if lane == 0 else int64(load_word(ends_address, 8 * lane - 8))
+        begin = begin_of(lane, start, ends_address)
         key_0, key_1 = load_word(batch_address + KEYS_0, 8 * lane), load_word(batch_address + KEYS_1, 8 * lane)
         slot = find_slot(address, begin, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)
         if table[slot, KEY_1] == ZERO:
@@ -600,7 +591,7 @@ def encode_new_words(
         while lanes != ZERO:
             lane = first + lowest_bit(lanes)
             lanes &= lanes - ONE
-            begin = start if lane == 0 else int64(load_word(ends_address, 8 * lane - 8))
+            begin = begin_of(lane, start, ends_address)
             length = int64(load_word(ends_address, 8 * lane)) - begin
             place = int64(load_word(batch_address + PLACES, 8 * lane)) - 8 * VALUE_0
             if length > state[SHORT_UP_TO] or load_word(place, 8 * KEY_1) != ZERO:
@@ -699,18 +690,19 @@ def encode_pretokens(
         if ahead < count:
             number = min(count - ahead, BATCH)
             ahead_address = two_batches + BATCH_BYTES * ((ahead // BATCH) & 1)
-            ends_address = address_of(ends) + 8 * ahead
-            missing = look_up_quick(address, ahead_start, ends_address, number, quick, ahead_address)
-            ask_table(address, ahead_start, ends_address, missing, table, ahead_address)
+            ends_ahead = address_of(ends) + 8 * ahead
+            missing = look_up_quick(address, ahead_start, ends_ahead, number, quick, ahead_address)
+            ask_table(address, ahead_start, ends_ahead, missing, table, ahead_address)
             ahead_start = ends[ahead + number - 1]
         first = ahead - BATCH
         if first < 0:
             continue
         number = min(count - first, BATCH)
         batch_address = two_batches + BATCH_BYTES * ((first // BATCH) & 1)
+        ends_address = address_of(ends) + 8 * first
         look_up_table(table, arena, ids_arena, batch_address)
         encode_new_words(
-            address, start, address_of(ends) + 8 * first, number, batch_address, two_batches + 2 * BATCH_BYTES, quick,
+            address, start, ends_address, number, batch_address, two_batches + 2 * BATCH_BYTES, quick,
             table, arena, ids_arena, state, merge_table, byte_ids, byte_merges, ids, narrow,
         )  # fmt: skip
         index = 0
@@ -726,7 +718,7 @@ def encode_pretokens(
                     output_end = write_ids(place, output_address + item_size * written, narrow)
                     written = (output_end - output_address) // item_size
                     continue
-                begin = start if lane == 0 else ends[first + lane - 1]
+                begin = begin_of(lane, start, ends_address)
                 key_0 = load_word(batch_address + KEYS_0, 8 * lane)
                 key_1 = load_word(batch_address + KEYS_1, 8 * lane)
                 slot = find_slot(address, begin, key_0, key_1, slot_of(key_0, key_1, table), table, arena_address)

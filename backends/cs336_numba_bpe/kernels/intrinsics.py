@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
 BYTES_64 = ir.VectorType(BYTE, 64)
+WORDS_8 = ir.VectorType(WORD, 8)
 
 kernel = njit(_nrt=False, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """A function that other kernels call, or an entry point. Without a runtime: kernels allocate nothing and raise
@@ -30,6 +31,19 @@ def address_of(array):
 
 def pointer(builder, address, offset, type_):
     return builder.inttoptr(builder.add(address, offset), type_.as_pointer())
+
+
+def declared(builder, name: str, result, arguments):
+    """LLVM's function of that name, declared in this module if it is not yet."""
+    function = builder.module.globals.get(name)
+    return function or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def spread_word(builder, word):
+    """A vector of eight times the same word."""
+    nothing = ir.Constant(WORDS_8, ir.Undefined)
+    first = builder.insert_element(nothing, word, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
 
 
 def _splat(value: int):
@@ -128,10 +142,7 @@ def bit(typing_context, position):
 
 def prefetch_line(builder, address, offset, write: bool) -> None:
     place, integer, name = pointer(builder, address, offset, BYTE), ir.IntType(32), "llvm.prefetch.p0"
-    function = builder.module.globals.get(name)
-    if function is None:
-        function_type = ir.FunctionType(ir.VoidType(), [place.type, integer, integer, integer])
-        function = ir.Function(builder.module, function_type, name)
+    function = declared(builder, name, ir.VoidType(), [place.type, integer, integer, integer])
     builder.call(function, [place, integer(int(write)), integer(3), integer(1)])
 
 
@@ -236,27 +247,19 @@ CAN_COMPRESS = bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
 def _store_compressed(typing_context, address, base, mask):
     def generate(context, builder, signature, arguments):
         address, base, mask = arguments
-        lanes, words = ir.VectorType(ir.IntType(1), 64), ir.VectorType(WORD, 8)
+        lanes, integer = ir.VectorType(ir.IntType(1), 64), ir.IntType(32)
         name = "llvm.experimental.vector.compress.v64i8"
-        compress = builder.module.globals.get(name)
-        if compress is None:
-            function_type = ir.FunctionType(BYTES_64, [BYTES_64, lanes, BYTES_64])
-            compress = ir.Function(builder.module, function_type, name)
+        compress = declared(builder, name, BYTES_64, [BYTES_64, lanes, BYTES_64])
         every = ir.Constant(BYTES_64, list(range(64)))
         positions = builder.call(compress, [every, builder.bitcast(mask, lanes), ir.Constant(BYTES_64, ir.Undefined)])
         count = builder.ctpop(mask)
-        integer = ir.IntType(32)
-        bases = builder.shuffle_vector(
-            builder.insert_element(ir.Constant(words, ir.Undefined), base, integer(0)),
-            ir.Constant(words, ir.Undefined),
-            ir.Constant(ir.VectorType(integer, 8), [0] * 8),
-        )
+        bases = spread_word(builder, base)
 
         def store(group):
             chosen = ir.Constant(ir.VectorType(integer, 8), list(range(8 * group, 8 * group + 8)))
             eight = builder.shuffle_vector(positions, ir.Constant(BYTES_64, ir.Undefined), chosen)
-            place = pointer(builder, address, ir.Constant(WORD, 64 * group), words)
-            builder.store(builder.add(builder.zext(eight, words), bases), place, align=1)
+            place = pointer(builder, address, ir.Constant(WORD, 64 * group), WORDS_8)
+            builder.store(builder.add(builder.zext(eight, WORDS_8), bases), place, align=1)
 
         for group in range(3):
             store(group)
