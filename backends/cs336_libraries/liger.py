@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cs336_registry.components import cross_entropy as cross_entropy_contract
 from cs336_registry.components import rmsnorm as rmsnorm_contract
 from cs336_registry.components import softmax as softmax_contract
@@ -15,11 +17,13 @@ DEVICES = {("cuda", "interpreter"): ("softmax", "cross_entropy"), ("cuda",): ("r
 
 @hookimpl
 def cs336_backend() -> Backend:
+    # Triton's interpreter holds bfloat16 as 16-bit integers, which Liger's backward kernels multiply as they are.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     claims = [
         Implementation(
             component=name,
             target=f"{__name__}:{name}",
-            dtypes=("float32", "bfloat16"),
+            dtypes=("float32",) if interpreted else ("float32", "bfloat16"),
             devices=devices,
             gradient=True,
         )
@@ -66,11 +70,16 @@ def softmax(x, dim=-1):
 
 
 def cross_entropy(logits, targets, *, reduction="mean"):
-    """Liger writes the gradient over the logits, which the contract forbids: it gets a copy where it computes one."""
+    """Liger writes the gradient over the logits, which the contract forbids: it gets a copy where it computes one, with
+    contiguous rows, since it loses the gradient of those that it has to make contiguous. It refuses a batch of none."""
     from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+    from torch.nn import functional
 
     cross_entropy_contract.check(logits, targets, reduction)
-    rows = logits.reshape(-1, logits.shape[-1])
-    rows = rows.clone() if rows.requires_grad else rows
-    loss = LigerCrossEntropyFunction.apply(rows, targets.reshape(-1), None, -100, 0.0, 0.0, reduction)[0]
+    rows, row_targets = logits.reshape(-1, logits.shape[-1]).contiguous(), targets.reshape(-1)
+    if not len(rows):
+        loss = functional.cross_entropy(rows, row_targets.long(), reduction=reduction)
+    else:
+        rows = rows.clone() if rows.requires_grad else rows
+        loss = LigerCrossEntropyFunction.apply(rows, row_targets, None, -100, 0.0, 0.0, reduction)[0]
     return loss.reshape(targets.shape) if reduction == "none" else loss

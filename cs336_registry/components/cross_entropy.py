@@ -87,7 +87,8 @@ def adding_a_constant_changes_nothing(cross_entropy, make: ArgumentMaker) -> Non
     steps = make.generator.integers(-3, 4, (6, 37)) * 64.0
     targets = make.integers(6, high=37)
     shifted = cross_entropy(make.tensor(steps + 8192), targets, reduction="none")
-    assert_nearly_equal(shifted, cross_entropy(make.tensor(steps), targets, reduction="none"))
+    # The log-sum-exp may be rounded before a logit is taken off: at 8192, some 32 times the losses, two roundings.
+    assert_nearly_equal(shifted, cross_entropy(make.tensor(steps), targets, reduction="none"), roundings=64)
 
 
 def gradients_sum_to_zero(cross_entropy, make: ArgumentMaker) -> None:
