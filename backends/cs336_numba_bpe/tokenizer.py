@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
@@ -36,9 +38,8 @@ SEEDING_BYTES = 1 << 20
 """From this much text on, it pays to put the vocabulary's own tokens into the table first."""
 STREAM_BYTES = 1 << 16
 """encode_iterable encodes this much text at a time."""
-LEAST_RANGE_BYTES, RANGE_BYTES, LARGE_RANGE_BYTES = 1 << 20, 4 << 20, 32 << 20
-"""What one of several threads encodes at a time: at least; at most, where the ids are handed on part by part; and at
-most where they all go into one array."""
+RANGE_BYTES = 1 << 20
+"""What one of several threads encodes at a time: little enough for its ids to stay in a core's cache."""
 SPARE_OUTPUT = 32
 """Bytes behind the last id that the encoder may write to."""
 MAX_REMEMBERED = 1 << 14
@@ -121,7 +122,7 @@ class Tokenizer:
 
         paths = expand(input_path)
         if len(paths) == 1 and self._is_compilable and is_plain(paths[0]):
-            return self._encode_plain_file_to_array(paths[0], num_threads or self.num_threads)
+            return self._encode_plain_file_to_array(paths[0], self._threads(num_threads))
         arrays = list(self.encode_arrays(paths, num_threads=num_threads))
         return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
 
@@ -140,7 +141,7 @@ class Tokenizer:
 
         for path in expand(input_path):
             if self._is_compilable and is_plain(path):
-                yield from self._encode_plain_file(path, num_threads or self.num_threads)
+                yield from self._encode_plain_file(path, self._threads(num_threads))
                 continue
             for blocks in byte_texts(path):
                 text = (block.decode("utf-8", "replace") for block in [b"".join(blocks)])
@@ -210,55 +211,76 @@ class Tokenizer:
         self._stream_tables.append(table)
         return ids
 
-    def _encode_plain_file(self, path: Path, num_threads: int | None) -> Iterator[np.ndarray]:
-        ranges, num_threads, seeded = self._ranges(path, num_threads, RANGE_BYTES)
-        encode = partial(self._encode_byte_range, seeded=seeded)
-        yield from _in_order(encode, [(byte_range,) for byte_range in ranges], num_threads)
+    def _threads(self, num_threads: int | None) -> int:
+        from .word_counter import available_cpus
 
-    def _encode_plain_file_to_array(self, path: Path, num_threads: int | None) -> np.ndarray:
-        """All ids in one block of memory: each range's are written where they would begin if every byte before them
-        had an id, and then moved together. Memory that nothing is written to costs nothing."""
+        return num_threads or self.num_threads or available_cpus()
+
+    def _encode_plain_file(self, path: Path, num_threads: int) -> Iterator[np.ndarray]:
+        ranges = self._ranges(path)
+        num_threads = min(num_threads, len(ranges))
+        seeded = self._prepare_for(path, num_threads)
+        yield from _in_order(partial(self._encode_byte_range, seeded=seeded), ranges, num_threads)
+
+    def _encode_plain_file_to_array(self, path: Path, num_threads: int) -> np.ndarray:
+        """All ids in one block of memory, long enough for an id of every byte: what is not written to costs nothing.
+        One thread writes them there; several write to memory of their own and copy them when it is their turn."""
         import numpy as np
 
         from . import blocks
+        from .byte_ranges import ByteRange
 
-        largest = LARGE_RANGE_BYTES if num_threads != 1 else path.stat().st_size + 1
-        ranges, num_threads, seeded = self._ranges(path, num_threads, largest)
-        dtype = self._encoder_vocab.dtype
-        sizes = [len(byte_range) * dtype.itemsize + SPARE_OUTPUT for byte_range in ranges]
-        begins = [0, *itertools.accumulate(sizes)]
+        dtype, size = self._encoder_vocab.dtype, path.stat().st_size
         try:
-            block = np.frombuffer(blocks.zeros("B", begins[-1]), np.uint8)
+            block = np.frombuffer(blocks.zeros("B", size * dtype.itemsize + SPARE_OUTPUT), np.uint8)
         except OSError:  # more than the system lets anyone ask for, though much less would be written to
             return np.concatenate(list(self._encode_plain_file(path, num_threads)))
-        jobs = [(part, block[i:k]) for part, (i, k) in zip(ranges, itertools.pairwise(begins), strict=True)]
-        parts = list(_in_order(partial(self._encode_byte_range, seeded=seeded), jobs, num_threads))
-        if any(ids.ctypes.data != block.ctypes.data + begin for ids, begin in zip(parts, begins, strict=False)):
-            return np.concatenate(parts)  # bytes that are not UTF-8 took more than an id each
-        used = 0
-        for ids in parts:
-            ctypes.memmove(block.ctypes.data + used, ids.ctypes.data, ids.nbytes)
-            used += ids.nbytes
-        return block[:used].view(dtype)
+        ranges = self._ranges(path) if num_threads > 1 else [ByteRange(os.fspath(path), 0, size)]
+        num_threads = min(num_threads, len(ranges))
+        seeded = self._prepare_for(path, num_threads)
+        if num_threads == 1:
+            return self._encode_byte_range(ranges[0], block, seeded=seeded)
+        gathered, waiting = _Gathered(block), deque(enumerate(ranges))
 
-    def _ranges(self, path: Path, num_threads: int | None, largest: int) -> tuple[list[ByteRange], int, bool]:
-        """The ranges that a file is encoded in, two or more for each of several threads; how many threads there are;
-        and whether they begin with seeds."""
+        def work() -> None:
+            table, buffer = self._take_reader(seeded=seeded)
+            try:
+                while waiting:
+                    try:
+                        index, byte_range = waiting.popleft()
+                    except IndexError:  # another thread took the last one
+                        break
+                    gathered.put(index, _encode_range(table, buffer, byte_range))
+            finally:
+                waiting.clear()  # where one thread fails, the others stop
+            self._idle.append((table, buffer))
+
+        with ThreadPoolExecutor(num_threads - 1) as pool:
+            others = [pool.submit(work) for _ in range(num_threads - 1)]
+            work()
+            for job in others:
+                job.result()
+        return gathered.bytes().view(dtype)
+
+    def _ranges(self, path: Path) -> list[ByteRange]:
         from .byte_ranges import cut_into_ranges
-        from .word_counter import available_cpus
 
         special = self._encoder_vocab.special_tokens
-        size = path.stat().st_size
-        num_threads = num_threads or available_cpus()
-        share = max(LEAST_RANGE_BYTES, -(-size // (2 * num_threads)))
-        range_bytes = largest if num_threads == 1 else min(largest, share)
-        if special.need_decoded_text:
-            range_bytes = size + 1
-        ranges = cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
-        num_threads = max(1, min(num_threads, len(ranges)))
-        if size >= SEEDING_BYTES:
+        range_bytes = path.stat().st_size + 1 if special.need_decoded_text else RANGE_BYTES
+        return cut_into_ranges([path], self._encoder_vocab.pattern, special.tokens, range_bytes)
+
+    def _prepare_for(self, path: Path, num_threads: int) -> bool:
+        """Whether tables for the file begin with seeds; if so, they are made."""
+        seeded = path.stat().st_size >= SEEDING_BYTES
+        if seeded:
             self.prepare(num_threads)
-        return ranges, num_threads, size >= SEEDING_BYTES
+        return seeded
+
+    def _take_reader(self, *, seeded: bool) -> tuple[EncodeTable, TextBuffer]:
+        try:
+            return self._idle.pop()
+        except IndexError:  # others are using them, or seeds do not pay
+            return self._reader(seeded=seeded)
 
     def _encode_byte_range(
         self, byte_range: ByteRange, output: np.ndarray | None = None, *, seeded: bool
@@ -266,32 +288,63 @@ class Tokenizer:
         """The ids of a range of a file: in `output`, if that is given and they fit, else in an array of their own."""
         import numpy as np
 
-        try:
-            table, buffer = self._idle.pop()
-        except IndexError:  # others are using them, or seeds do not pay
-            table, buffer = self._reader(seeded=seeded)
+        table, buffer = self._take_reader(seeded=seeded)
         own = table.output
         if output is None:
             output = np.empty(len(byte_range) * table.vocab.dtype.itemsize + SPARE_OUTPUT, np.uint8)
         table.output = output
-        for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
-            pass
-        ids = table.take()
+        ids = _encode_range(table, buffer, byte_range)
         table.forget(output)
         table.output = own
         self._idle.append((table, buffer))
         return ids
 
 
-def _in_order(function: Callable[..., np.ndarray], jobs: Sequence[tuple], num_threads: int) -> Iterator[np.ndarray]:
-    """What `function` gives for each job, with a few jobs ahead of the one that is waited for."""
+def _encode_range(table: EncodeTable, buffer: TextBuffer, byte_range: ByteRange) -> np.ndarray:
+    """The ids of a range of a file, in the table's output."""
+    for _ in buffer.read_range(byte_range.path, byte_range.begin, byte_range.end):
+        pass
+    return table.take()
+
+
+class _Gathered:
+    """Arrays that several threads make, one after another in a block of bytes."""
+
+    def __init__(self, block: np.ndarray) -> None:
+        self.block, self.used, self.next = block, 0, 0
+        self.early: dict[int, np.ndarray] = {}
+        self.lock = threading.Lock()
+
+    def put(self, index: int, array: np.ndarray) -> None:
+        """Copy an array to its place, or keep a copy until those before it have come."""
+        import numpy as np
+
+        with self.lock:
+            self.early[index] = array if index == self.next else array.copy()
+            while (ready := self.early.pop(self.next, None)) is not None:
+                if self.used + ready.nbytes > len(self.block):  # bytes that are not UTF-8 took more than an id each
+                    larger = np.empty(2 * len(self.block) + ready.nbytes, np.uint8)
+                    ctypes.memmove(larger.ctypes.data, self.block.ctypes.data, self.used)
+                    self.block = larger
+                ctypes.memmove(self.block.ctypes.data + self.used, ready.ctypes.data, ready.nbytes)
+                self.used += ready.nbytes
+                self.next += 1
+
+    def bytes(self) -> np.ndarray:
+        return self.block[: self.used]
+
+
+def _in_order(
+    function: Callable[[ByteRange], np.ndarray], ranges: Sequence[ByteRange], num_threads: int
+) -> Iterator[np.ndarray]:
+    """What `function` gives for each range, with a few ahead of the one that is waited for."""
     if num_threads == 1:
-        yield from itertools.starmap(function, jobs)
+        yield from map(function, ranges)
         return
     with ThreadPoolExecutor(num_threads) as pool:
         waiting: list[Future[np.ndarray]] = []
-        for job in jobs:
-            waiting.append(pool.submit(function, *job))
+        for byte_range in ranges:
+            waiting.append(pool.submit(function, byte_range))
             if len(waiting) > 2 * num_threads:
                 yield waiting.pop(0).result()
         for future in waiting:

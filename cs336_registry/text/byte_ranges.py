@@ -16,7 +16,7 @@ from typing import IO
 
 from .patterns import CL100K_PATTERN, GPT2_PATTERN
 
-WINDOW = 1 << 16
+WINDOW = 1 << 12
 _SAFE = {
     GPT2_PATTERN: re.compile(rb"[!-~](?=[ \n])"),
     CL100K_PATTERN: re.compile(rb"[!-~](?= )|[0-9A-Za-z](?=\n)"),

@@ -110,5 +110,5 @@ def check_encoding(seed: int) -> None:
 
 if __name__ == "__main__":
     cs336_numba_bpe.corpus.WARM_BYTES = cs336_numba_bpe.corpus.COLD_BYTES = 0
-    cs336_numba_bpe.tokenizer.LEAST_RANGE_BYTES, cs336_numba_bpe.tokenizer.LARGE_RANGE_BYTES = 10, 40
+    cs336_numba_bpe.tokenizer.RANGE_BYTES = 40
     run(check_counting, check_merging, check_encoding)

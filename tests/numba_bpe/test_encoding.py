@@ -53,8 +53,7 @@ def test_threads_share_what_was_known_before(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
 ) -> None:
     """Tables for more threads are copies of the first one; what one of them learns later changes no other."""
-    monkeypatch.setattr(module, "LEAST_RANGE_BYTES", 10)
-    monkeypatch.setattr(module, "LARGE_RANGE_BYTES", 500)
+    monkeypatch.setattr(module, "RANGE_BYTES", 500)
     monkeypatch.setattr(module, "SEEDING_BYTES", 0)
     path = tmp_path / "text.txt"
     path.write_text(text, encoding="utf-8", newline="")
@@ -111,7 +110,7 @@ def test_threads_share_a_tokenizer(text: str, compiled: None) -> None:
 
 def test_many_malformed_bytes_in_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
     """U+FFFD takes more ids than the byte it replaces, more than were expected of the range."""
-    monkeypatch.setattr(module, "LEAST_RANGE_BYTES", 10)
+    monkeypatch.setattr(module, "RANGE_BYTES", 10)
     content = b"\xff" * 5000 + b" the\n" * 300
     path = tmp_path / "text.txt"
     path.write_bytes(content)

@@ -22,7 +22,6 @@ def test_merging(first_seed: int) -> None:
 
 @pytest.mark.parametrize("first_seed", range(0, 160, 40))
 def test_encoding(first_seed: int, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "LEAST_RANGE_BYTES", 10)
-    monkeypatch.setattr(tokenizer_module, "LARGE_RANGE_BYTES", 40)
+    monkeypatch.setattr(tokenizer_module, "RANGE_BYTES", 40)
     for seed in range(first_seed, first_seed + 40):
         check_encoding(seed)
