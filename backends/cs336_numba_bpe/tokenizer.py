@@ -170,10 +170,21 @@ class Tokenizer:
     def prepare(self, num_threads: int = 1) -> None:
         """Load (or compile) what encoding long texts on so many threads needs, which the first of them would otherwise
         wait for."""
-        if self._is_compilable:
-            self._idle = [reader for reader in self._idle if reader[0].seeded]
-            while len(self._idle) < num_threads:
-                self._idle.append(self._reader(self._idle[0][0].copy() if self._idle else None))
+        if not self._is_compilable:
+            return
+        readers = []
+        while (reader := self._idle_reader()) is not None:  # nobody else may use a table while it is copied
+            if reader[0].seeded:
+                readers.append(reader)
+        while len(readers) < num_threads:
+            readers.append(self._reader(readers[0][0].copy() if readers else None))
+        self._idle.extend(readers)
+
+    def _idle_reader(self) -> tuple[EncodeTable, TextBuffer] | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _reader(self, table: EncodeTable | None = None, *, seeded: bool = True) -> tuple[EncodeTable, TextBuffer]:
         """A table and the buffer that feeds it: what one thread needs to encode files."""
@@ -243,7 +254,7 @@ class Tokenizer:
         gathered, waiting = _Gathered(block), deque(enumerate(ranges))
 
         def work() -> None:
-            table, buffer = self._take_reader(seeded=seeded)
+            table, buffer = self._idle_reader() or self._reader(seeded=seeded)
             try:
                 while waiting:
                     try:
@@ -276,19 +287,13 @@ class Tokenizer:
             self.prepare(num_threads)
         return seeded
 
-    def _take_reader(self, *, seeded: bool) -> tuple[EncodeTable, TextBuffer]:
-        try:
-            return self._idle.pop()
-        except IndexError:  # others are using them, or seeds do not pay
-            return self._reader(seeded=seeded)
-
     def _encode_byte_range(
         self, byte_range: ByteRange, output: np.ndarray | None = None, *, seeded: bool
     ) -> np.ndarray:
         """The ids of a range of a file: in `output`, if that is given and they fit, else in an array of their own."""
         import numpy as np
 
-        table, buffer = self._take_reader(seeded=seeded)
+        table, buffer = self._idle_reader() or self._reader(seeded=seeded)
         own = table.output
         if output is None:
             output = np.empty(len(byte_range) * table.vocab.dtype.itemsize + SPARE_OUTPUT, np.uint8)

@@ -108,6 +108,23 @@ def test_threads_share_a_tokenizer(text: str, compiled: None) -> None:
         assert list(pool.map(built.encode, [text] * 24)) == [expected] * 24
 
 
+def test_threads_encode_files_with_one_tokenizer(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    """Tables are copied for more threads while other calls use the first ones, and change them with what they meet."""
+    monkeypatch.setattr(module, "RANGE_BYTES", 300)
+    monkeypatch.setattr(module, "SEEDING_BYTES", 0)
+    built, paths = Tokenizer(vocabulary(), MERGES, [END]), []
+    for index in range(8):
+        paths.append(tmp_path / f"{index}.txt")
+        paths[-1].write_text(f" word{index}" * 50 + text + f" other{index}" * 50, encoding="utf-8", newline="")
+    expected = [built.encode(path.read_bytes().decode()) for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        for num_threads in (1, 2, 3) * 3:
+            found = pool.map(lambda path, n=num_threads: built.encode_to_array(path, num_threads=n).tolist(), paths)
+            assert list(found) == expected
+
+
 def test_many_malformed_bytes_in_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
     """U+FFFD takes more ids than the byte it replaces, more than were expected of the range."""
     monkeypatch.setattr(module, "RANGE_BYTES", 10)
