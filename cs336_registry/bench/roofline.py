@@ -15,7 +15,11 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Roofline:
-    """Bytes per second of a large copy (read plus written) and FLOP/s of a large matrix product in the rows' dtype."""
+    """Bytes per second of a large copy (read plus written) and FLOP/s of a large matrix product in the rows' dtype.
+
+    On a CPU a copy first reads what it overwrites, which is not counted: work that writes where it has read, as AdamW
+    does, may reach one and a half times its rate, and more where everything fits in the caches.
+    """
 
     copy_bytes_per_second: float
     matmul_flops_per_second: float
