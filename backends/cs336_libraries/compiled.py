@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from cs336_registry.plugin import Backend, Implementation, hookimpl
 
@@ -30,12 +33,24 @@ def cs336_backend() -> Backend:
     )
 
 
-def __getattr__(name: str):
-    """The reference's function, compiled when first asked for; sizes are symbols, so that new ones do not recompile."""
-    if name not in COMPONENTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def cross_entropy(logits, targets, *, reduction="mean"):
+    """Looking at the targets can't be traced, so it comes first."""
+    from cs336_registry.components.cross_entropy import check
+
+    check(logits, targets, reduction)
+    return _compiled("cross_entropy")(logits, targets, reduction=reduction)
+
+
+@cache
+def _compiled(name: str) -> Callable[..., Any]:
+    """The reference's function, compiled; sizes are symbols, so that new ones do not recompile."""
     import torch
 
-    textbook = getattr(importlib.import_module(f"cs336_reference.{name}"), name)
-    globals()[name] = torch.compile(textbook, dynamic=True)
-    return globals()[name]
+    return torch.compile(getattr(importlib.import_module(f"cs336_reference.{name}"), name), dynamic=True)
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """The other components, compiled when first asked for."""
+    if name not in COMPONENTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _compiled(name)
