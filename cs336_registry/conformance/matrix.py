@@ -101,7 +101,8 @@ def _cell(
         speed = speeds.get((component, backend, row["device"]))
         ratio = ""
         if speed is not None and backend != registry.DEFAULT_BACKEND:
-            ratio = f", **{speed:.0f}x**" if speed >= 10 else f", **{speed:.1f}x**"
+            decimals = 0 if speed >= 10 else 1 if speed >= 0.1 else 2
+            ratio = f", **{speed:.{decimals}f}x**"
         parts.append(f"{row['device']}: {verdict}{dtypes}{ratio}")
     return "; ".join(parts)
 
