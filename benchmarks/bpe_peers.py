@@ -4,7 +4,8 @@
     python benchmarks/bpe_peers.py encode PEER CORPUS VOCABULARY OUT THREADS WARM_PASSES
 
 train writes the merges (a pair of hex strings a line); encode writes the ids as a flat array. The last line of output
-is a JSON object with the library's version and the seconds of the phases that can be told apart.
+is a JSON object with the version of the library, the seconds of the phases that can be told apart, and (numba_bpe) how
+many unique pretokens the text has).
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ def train_numba_bpe(path: str, vocab_size: int, phases: Phases, tie_break: str =
     from cs336_numba_bpe import bpe_trainer as trainer
 
     count = trainer.count_corpus
-    trainer.count_corpus = lambda *arguments: clock(phases, "pretokenise", lambda: count(*arguments))
+
+    def counted(*arguments: Any) -> Any:
+        words = clock(phases, "pretokenise", lambda: count(*arguments))
+        phases["unique_pretokens"] = len(words)
+        return words
+
+    trainer.count_corpus = counted
     return clock(phases, "train", lambda: trainer.bpe_trainer(path, vocab_size, [END], tie_break=tie_break))[1]
 
 

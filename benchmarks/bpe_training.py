@@ -7,7 +7,8 @@ Process wall time (start-up included, bytecode and kernels compiled before) and 
 outside. What the merges agree with is stated in every row: those of the backends here must be equal to one another;
 peers are held against `numba_bpe` with the tie rule "smallest_ids", and the first merge that differs is named, with
 both counts. A row has the medians of one run and the seconds of `numba_bpe` in the same run. Rows are appended to
-results/bpe_training.jsonl, and results/bpe_training.png shows growth with size. Run it on a quiet machine.
+results/bpe_training.jsonl; results/bpe_training_TEXT_VOCABULARY.svg show growth with the text's size and its unique
+pretokens, of texts that were measured at several sizes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 from bpe_peers import TRAINERS
 from bpe_processes import MIB, RESULTS, SEPARATOR, append_rows, machine, measure, slice_of
+
+from cs336_registry.bench.pictures import growth
 
 NAME = "bpe_training"
 OWN = ("numba_bpe", "heap_bpe", "reference")
@@ -89,7 +92,10 @@ def main() -> None:
                 for vocab_size in options.vocab_sizes:
                     compare(text, {"corpus": label, "text": corpus.stem}, vocab_size, folder, options)
     rows = [json.loads(line) for line in (RESULTS / f"{NAME}.jsonl").read_text().splitlines()]
-    picture([row for row in rows if "error" not in row], RESULTS / f"{NAME}.png")
+    for text, vocab_size in dict.fromkeys((row["text"], row["vocab_size"]) for row in rows):
+        mine = [row for row in rows if (row["text"], row["vocab_size"]) == (text, vocab_size)]
+        for picture in growth(mine, f"BPE training, {mine[-1]['cores']} cores"):
+            (RESULTS / f"{NAME}_{text}_{vocab_size}.svg").write_text(picture, encoding="utf-8")
 
 
 def start_once(text: Path, folder: Path, options: argparse.Namespace) -> None:
@@ -111,6 +117,9 @@ def compare(text: Path, corpus: dict[str, str], vocab_size: int, folder: Path, o
             print(f"{corpus['corpus']}, {vocab_size}, {peer}: {run}", flush=True)
     common = {"benchmark": NAME} | machine() | corpus | {"bytes": text.stat().st_size, "vocab_size": vocab_size}
     own_seconds = median(runs.get("numba_bpe", []), "wall_seconds")
+    phases = [run["phases"] for measured in runs.values() for run in measured if "phases" in run]
+    unique = next((phase["unique_pretokens"] for phase in phases if "unique_pretokens" in phase), None)
+    common |= {"unique_pretokens": unique} if unique else {}
     rows: list[dict[str, Any]] = []
     for peer, measured in runs.items():
         failed = [run["error"] for run in measured if "error" in run]
@@ -140,38 +149,6 @@ def compare(text: Path, corpus: dict[str, str], vocab_size: int, folder: Path, o
 def median(runs: list[dict[str, Any]], figure: str) -> float | None:
     values = [run[figure] for run in runs if "error" not in run]
     return round(statistics.median(values), 3) if values else None
-
-
-def picture(rows: list[dict[str, Any]], target: Path) -> None:
-    """Time and memory against the size of the text, a line for each library, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    largest_vocab = max(row["vocab_size"] for row in rows)
-    lines: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        if row["vocab_size"] == largest_vocab and row["backend"] != REFERENCE:
-            lines.setdefault(f"{row['backend']}, {row['text']}", {})[row["bytes"]] = row
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    colours = {peer: f"C{place}" for place, peer in enumerate(TRAINERS)}
-    for label, points in sorted(lines.items()):
-        peer, text = label.split(", ")
-        line = {"linestyle": "-", "marker": "o"} if text == "mixed" else {"linestyle": "--", "marker": "s"}
-        style = line | {"color": colours[peer], "label": label}
-        sizes = sorted(points)
-        for axis, figure_name, unit in zip(axes, ("seconds", "peak_memory"), (1, MIB), strict=True):
-            axis.plot([size / 1e6 for size in sizes], [points[size][figure_name] / unit for size in sizes], **style)
-    for axis, title in zip(axes, ("process wall time (s)", "peak resident memory (MiB)"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel=title)
-        axis.grid(True, which="both", alpha=0.3)
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter("{x:g}")
-            side.set_minor_formatter(ticker.NullFormatter())
-    axes[0].legend(fontsize=7)
-    figure.suptitle(f"BPE training, vocabulary of {largest_vocab}, {rows[-1]['cores']} cores")
-    figure.savefig(target, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,32 @@
-"""Pictures of result rows, as SVG text: speed against the reference, bars with the limit line, memory, growth."""
+"""Pictures of result rows, as SVG text: speeds, bars with the limit line, memory, growth with the size of the text."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .rows import latest
+from .tables import fastest_encoders
 
 COLORS = {
     "reference": "#8a8f98",
     "torch": "#e4572e",
     "triton": "#17a398",
     "compiled": "#9b5de5",
+    "liger": "#606c38",
     "heap_bpe": "#e9a820",
     "numba_bpe": "#3d6fd9",
+    "numba_bpe_smallest_ids": "#9db8f2",
+    "gigatoken": "#c9184a",
+    "tiktoken": "#1b998b",
+    "hf_tokenizers": "#00a5cf",
+    "tokenizers": "#00a5cf",
+    "rustbpe": "#bc6c25",
+    "bpeasy": "#577590",
 }
-OTHERS = ("#c9184a", "#577590", "#606c38", "#bc6c25", "#00a5cf", "#333333")
+OTHERS = ("#333333", "#7f5539", "#b5179e", "#588157")
 WIDTH = 10.5
 """Inches; every picture is as wide, so that the page shows them at one scale."""
 Key = Callable[[dict[str, Any]], str]
@@ -34,17 +44,28 @@ def ratios(rows: Sequence[dict[str, Any]], title: str, reference: str = "referen
     points = [r for r in chosen if r["backend"] != reference and (r["component"], r["workload"], r["dtype"]) in base]
     if not points:
         return None
-    labels = list(dict.fromkeys(map(_work, points)))
-    figure, (axes,) = _figure(0.9 + 0.27 * len(labels))
-    colors = _colors(points)
-    for backend, color in colors.items():
-        mine = [row for row in points if row["backend"] == backend]
-        speeds = [base[row["component"], row["workload"], row["dtype"]] / row["seconds"] for row in mine]
-        axes.scatter(speeds, [labels.index(_work(row)) for row in mine], s=42, label=backend, color=color, zorder=3)
+    figure, (axes,) = _figure(0.9 + 0.27 * len(set(map(_work, points))))
+    _dots(axes, points, lambda row: base[row["component"], row["workload"], row["dtype"]] / row["seconds"])
     axes.axvline(1, color="#555555", linewidth=1, linestyle="--")
     _logarithmic(axes.xaxis, "{:g}x".format)
-    _rows(axes, labels)
     axes.set_xlabel(f"times as fast as {reference} (dashed: the same speed)")
+    return _finish(figure, axes, title)
+
+
+def encoding(rows: Sequence[dict[str, Any]], title: str) -> str | None:
+    """Each library's fastest entry point per text and mode, on a logarithmic axis."""
+    fastest = fastest_encoders(rows)
+    points = [
+        {"component": corpus, "workload": mode, "backend": library, "speed": row["megabytes_per_second"]}
+        for (corpus, mode), mine in fastest.items()
+        for library, row in mine.items()
+    ]
+    if not points:
+        return None
+    figure, (axes,) = _figure(0.9 + 0.27 * len(fastest))
+    _dots(axes, points, lambda row: row["speed"])
+    _logarithmic(axes.xaxis, "{:g}".format)
+    axes.set_xlabel("MB of text per second")
     return _finish(figure, axes, title)
 
 
@@ -56,12 +77,11 @@ def shares(rows: Sequence[dict[str, Any]], title: str) -> str | None:
     last = {row["component"]: row["workload"] for row in newest}
     shown = [row for row in newest if row["workload"] == last[row["component"]]]
     directions = [name for name in ("forward", "backward", "both") if any(r["direction"] == name for r in shown)]
-    labels = list(dict.fromkeys(map(_work, shown)))
-    colors = _colors(shown)
-    figure, panels = _figure(1.1 + 0.17 * len(labels) * (len(colors) + 1), len(directions))
+    places = _places(shown)
+    figure, panels = _figure(1.1 + 0.15 * places.height, len(directions))
     for axes, direction in zip(panels, directions, strict=True):
         mine = [row for row in shown if row["direction"] == direction]
-        _bars(axes, mine, labels, colors, lambda row: 100 * row["share_of_limit"])
+        _bars(axes, mine, places, lambda row: 100 * row["share_of_limit"])
         axes.axvline(100, color="#555555", linewidth=1, linestyle="--")
         axes.set_xlabel(f"{direction}: % of the limit that binds")
     return _finish(figure, panels[0], title)
@@ -74,38 +94,42 @@ def memory(rows: Sequence[dict[str, Any]], title: str) -> str | None:
         return None
     last = {row["component"]: row["workload"] for row in newest}
     shown = [row for row in newest if row["workload"] == last[row["component"]]]
-    labels = list(dict.fromkeys(map(_work, shown)))
-    colors = _colors(shown)
-    figure, (axes,) = _figure(1.1 + 0.15 * len(labels) * (len(colors) + 1))
-    _bars(axes, shown, labels, colors, lambda row: row["peak_memory"] / 1e6)
+    places = _places(shown)
+    figure, (axes,) = _figure(1.1 + 0.15 * places.height)
+    _bars(axes, shown, places, lambda row: row["peak_memory"] / 1e6)
     axes.set_xlabel("peak memory in MB (of the whole process on a CPU, inputs included)")
     return _finish(figure, axes, title)
 
 
-def growth(rows: Sequence[dict[str, Any]], y: str, title: str, label: str, scale: float = 1.0) -> str | None:
-    """`y` divided by `scale` against the input's size for every backend, both logarithmic, a panel for each corpus."""
-    shown = latest((row for row in rows if row.get("bytes") and row.get(y)), "corpus", "bytes", "vocab_size", "backend")
-    if not shown:
-        return None
-    corpora = list(dict.fromkeys(map(_corpus, shown)))
-    figure, panels = _figure(4.0, len(corpora))
-    for axes, corpus in zip(panels, corpora, strict=True):
-        for backend, color in _colors(shown).items():
-            mine = [row for row in shown if row["backend"] == backend and _corpus(row) == corpus]
-            points = sorted((row["bytes"] / 1e6, row[y] / scale) for row in mine)
-            axes.plot(
-                [x for x, _ in points],
-                [found for _, found in points],
-                marker="o",
-                markersize=5,
-                label=backend,
-                color=color,
-            )
-        for axis in (axes.xaxis, axes.yaxis):
-            _logarithmic(axis, "{:g}".format)
-        axes.set_xlabel(f"{corpus}: text in MB")
-    panels[0].set_ylabel(label)
-    return _finish(figure, panels[0], title)
+def growth(rows: Sequence[dict[str, Any]], title: str) -> list[str]:
+    """Time and memory against the size of the text and its unique pretokens, all logarithmic; a picture for each corpus
+    and vocabulary that was measured at several sizes."""
+    shown = latest((row for row in rows if row.get("seconds")), "corpus", "bytes", "vocab_size", "backend")
+    pictures = []
+    for corpus in dict.fromkeys(map(_corpus, shown)):
+        mine = [row for row in shown if _corpus(row) == corpus]
+        sizes = {"text in MB": ("bytes", 1e6), "unique pretokens in thousands": ("unique_pretokens", 1e3)}
+        across = {label: size for label, size in sizes.items() if len({row.get(size[0]) for row in mine} - {None}) > 1}
+        if not across:
+            continue
+        figure, panels = _figure(6.4, len(across), 2)
+        for lines, (label, figure_name, unit) in zip(
+            panels, (("seconds", "seconds", 1), ("peak memory in MB", "peak_memory", 1e6)), strict=True
+        ):
+            for axes, (name, (size, size_unit)) in zip(lines, across.items(), strict=True):
+                _lines(axes, [row for row in mine if row.get(size)], (size, size_unit), (figure_name, unit))
+                axes.set_xlabel(name)
+            lines[0].set_ylabel(label)
+        pictures.append(_finish(figure, panels[0][0], f"{title}: {corpus}"))
+    return pictures
+
+
+def _lines(axes, rows: Sequence[dict[str, Any]], x: tuple[str, float], y: tuple[str, float]) -> None:
+    for backend, color in _colors(rows).items():
+        points = sorted((row[x[0]] / x[1], row[y[0]] / y[1]) for row in rows if row["backend"] == backend)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=5, label=backend, color=color)
+    for axis in (axes.xaxis, axes.yaxis):
+        _logarithmic(axis, "{:g}".format)
 
 
 def _corpus(row: dict[str, Any]) -> str:
@@ -124,23 +148,41 @@ def _colors(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {name: COLORS.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in backends}
 
 
-def _bars(axes, rows: Sequence[dict[str, Any]], labels: list[str], colors: dict[str, str], value) -> None:
-    """Horizontal bars, grouped by label around its tick; a backend that was not measured there takes no place."""
-    measured = {label: [name for name in colors if any(_is(row, name, label) for row in rows)] for label in labels}
-    height = 0.8 / max(1, *map(len, measured.values()))
-    for backend, color in colors.items():
+@dataclass(frozen=True)
+class _Places:
+    """Where bars stand, each 1 high: a backend that was not measured for a label takes no place there."""
+
+    bars: dict[tuple[str, str], float]
+    ticks: dict[str, float]
+    height: float
+
+
+def _places(rows: Sequence[dict[str, Any]]) -> _Places:
+    bars, ticks, height = {}, {}, 0.0
+    for label in dict.fromkeys(map(_work, rows)):
+        measured = list(_colors([row for row in rows if _work(row) == label]))
+        bars |= {(label, backend): height + place + 0.5 for place, backend in enumerate(measured)}
+        ticks[label] = height + len(measured) / 2
+        height += len(measured) + 0.8
+    return _Places(bars, ticks, height)
+
+
+def _bars(axes, rows: Sequence[dict[str, Any]], places: _Places, value: Callable[[dict[str, Any]], float]) -> None:
+    for backend, color in _colors(rows).items():
         mine = [row for row in rows if row["backend"] == backend]
-        offsets = [measured[_work(row)].index(backend) + 0.5 - len(measured[_work(row)]) / 2 for row in mine]
-        places = [labels.index(_work(row)) + offset * height for row, offset in zip(mine, offsets, strict=True)]
-        axes.barh(places, [value(row) for row in mine], height, label=backend, color=color, zorder=2)
-    _rows(axes, labels)
+        heights = [places.bars[_work(row), backend] for row in mine]
+        axes.barh(heights, list(map(value, mine)), 1, label=backend, color=color, zorder=2)
+    axes.set_yticks(list(places.ticks.values()), list(places.ticks))
+    axes.set_ylim(places.height - 0.4, -0.4)
 
 
-def _is(row: dict[str, Any], backend: str, label: str) -> bool:
-    return row["backend"] == backend and _work(row) == label
-
-
-def _rows(axes, labels: list[str]) -> None:
+def _dots(axes, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> None:
+    """A line for each label, a dot on it for each backend."""
+    labels = list(dict.fromkeys(map(_work, rows)))
+    for backend, color in _colors(rows).items():
+        mine = [row for row in rows if row["backend"] == backend]
+        places = [labels.index(_work(row)) for row in mine]
+        axes.scatter(list(map(value, mine)), places, s=42, label=backend, color=color, zorder=3)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
@@ -155,16 +197,17 @@ def _logarithmic(axis, text: Callable[[float], str]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _figure(height: float, panels: int = 1):
+def _figure(height: float, columns: int = 1, rows: int = 1):
+    """A figure and its panels: those of one row, or an array of rows. Panels of a row have one y axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    found = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    for axes in found:
+    found = figure.subplots(rows, columns, sharey="row", squeeze=False)
+    for axes in found.flat:
         axes.grid(True, linewidth=0.4, alpha=0.5, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
-    return figure, found
+    return figure, found[0] if rows == 1 else found
 
 
 def _finish(figure, axes, title: str) -> str:

@@ -57,8 +57,8 @@ def _pictures(rows: Sequence[dict[str, Any]]) -> list[str | None]:
         pictures.ratios(components, "Speed against the reference (forward and backward where there is one)"),
         pictures.shares(components, "Share of the machine's limit (copying memory or multiplying matrices)"),
         pictures.memory(components, "Peak memory"),
-        pictures.growth(training, "seconds", "BPE training: time against size", "seconds"),
-        pictures.growth(training, "peak_memory", "BPE training: memory against size", "peak memory in MB", 1e6),
+        *pictures.growth(training, "BPE training"),
+        pictures.encoding(rows, "Encoding held-out text, each library's fastest entry point"),
     ]
 
 

@@ -70,13 +70,7 @@ def bpe_training(rows: Sequence[dict[str, Any]]) -> str:
 
 def encoding(rows: Sequence[dict[str, Any]]) -> str:
     """Corpus and mode x library: MB/s and peak memory of its fastest entry point, and how much faster ours is."""
-    chosen = (row for row in rows if row.get("benchmark") == "encoding" and row.get("seconds"))
-    fastest: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in latest(chosen, "corpus", "mode", "backend"):
-        mine = fastest.setdefault((row["corpus"], row["mode"]), {})
-        library = row["backend"] if row["backend"] == "numba_bpe" else row["backend"].partition("_")[0]
-        if library not in mine or row["seconds"] < mine[library]["seconds"]:
-            mine[library] = row
+    fastest = fastest_encoders(rows)
     libraries = list(dict.fromkeys(library for mine in fastest.values() for library in mine))
     libraries.sort(key=lambda library: library != "numba_bpe")
     lines = [f"| corpus | mode | {' | '.join(libraries)} |", "|" + "---|" * (len(libraries) + 2)]
@@ -84,6 +78,18 @@ def encoding(rows: Sequence[dict[str, Any]]) -> str:
         cells = [_encoding_speed(mine.get(library), mine.get("numba_bpe")) for library in libraries]
         lines.append(f"| {corpus} | {mode} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def fastest_encoders(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """For each corpus and mode, the row of each library's fastest entry point."""
+    chosen = (row for row in rows if row.get("benchmark") == "encoding" and row.get("seconds"))
+    fastest: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in latest(chosen, "corpus", "mode", "backend"):
+        mine = fastest.setdefault((row["corpus"], row["mode"]), {})
+        library = row["backend"] if row["backend"] == "numba_bpe" else row["backend"].partition("_")[0]
+        if library not in mine or row["seconds"] < mine[library]["seconds"]:
+            mine[library] = row
+    return fastest
 
 
 def _encoding_speed(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:

@@ -133,7 +133,7 @@ def test_tables_are_rendered_between_markers_and_staleness_is_seen(tmp_path):
         tables.rendered("<!-- rows: nonesuch -->\n<!-- end rows -->", found)
 
 
-def test_growth_has_a_panel_for_each_text_and_leaves_out_what_failed():
+def test_growth_has_a_picture_for_each_text_of_several_sizes_and_leaves_out_what_failed():
     def row(text, megabytes, backend, **more):
         place = {"benchmark": "bpe_training", "text": text, "corpus": f"{text} {megabytes} MB", "backend": backend}
         return place | {"bytes": megabytes * 1_000_000, "vocab_size": 1000, "machine": "a machine"} | more
@@ -141,10 +141,25 @@ def test_growth_has_a_panel_for_each_text_and_leaves_out_what_failed():
     found = [row("novels", size, "numba_bpe", seconds=size / 30, peak_memory=10**8) for size in (1, 10, 100)]
     found += [row("mixed", 10, "rustbpe", seconds=2.0, peak_memory=10**8), row("mixed", 20, "bpeasy", error="killed")]
     page = report.page(found)
-    assert page.count("<svg") == 2
-    for words in ("novels, vocabulary of 1,000: text in MB", "mixed, vocabulary of 1,000: text in MB"):
-        assert words in page
+    assert page.count("<svg") == 1
+    assert "BPE training: novels, vocabulary of 1,000" in page
+    assert "text in MB" in page
+    assert "unique pretokens" not in page
     assert "no speed: killed" in page
+    found = [one | {"unique_pretokens": one["bytes"] // 100} for one in found]
+    assert "unique pretokens in thousands" in report.page(found)
+
+
+def test_encoding_shows_the_fastest_entry_point_of_each_library():
+    def row(backend, seconds):
+        speeds = {"seconds": seconds, "megabytes_per_second": 20 / seconds, "peak_memory": 10**8}
+        return {"benchmark": "encoding", "corpus": "novels 32k", "mode": "1 thread, warm", "backend": backend} | speeds
+
+    found = [row("numba_bpe", 0.1), row("gigatoken", 0.4), row("gigatoken_files", 0.2)]
+    assert tables.fastest_encoders(found)["novels 32k", "1 thread, warm"]["gigatoken"]["seconds"] == 0.2
+    page = report.page(found)
+    assert page.count("<svg") == 1
+    assert "novels 32k 1 thread, warm" in page
 
 
 def test_the_readmes_tables_are_fresh():
