@@ -65,7 +65,9 @@ def component_speeds(rows: Sequence[dict[str, Any]]) -> str:
 
 def bpe_training(rows: Sequence[dict[str, Any]]) -> str:
     """Corpus and vocabulary x library: process wall seconds, times slower than ours, and peak memory."""
-    return _contenders([row for row in rows if row.get("benchmark") == "bpe_training"], ("corpus", "vocab_size"))
+    mine = [row for row in rows if row.get("benchmark") == "bpe_training"]
+    mine.sort(key=lambda row: (row.get("text", row["corpus"]), row["vocab_size"], row.get("bytes", 0)))
+    return _contenders(mine, ("corpus", "vocab_size"))
 
 
 def encoding(rows: Sequence[dict[str, Any]]) -> str:
