@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import RunError
+from .stopping import finish_first
 
 PATIENCE = timedelta(days=7)
 """How long the others wait for the first process to make the data: as long as it lives."""
@@ -95,12 +96,13 @@ class ProcessGroup:
 
     @contextmanager
     def in_contact(self, kept: Callable[[], str]) -> Iterator[None]:
-        """Turns a lost connection into a RunError that says what is kept."""
+        """Turns a lost connection into a RunError that says what is kept, and leaves the time to print it."""
         try:
             yield
         except RuntimeError as error:
             if self.alone or not lost_contact(error):
                 raise
+            finish_first()
             reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise RunError(
                 f"rank {self.rank} of {self.world_size} lost the other processes ({reason}): one of them ended or "

@@ -30,3 +30,10 @@ def stop_between_steps() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def finish_first() -> None:
+    """From now on SIGTERM is ignored: for a process that is about to end and has yet to say why. torchrun sends it to
+    those that are left when one is gone, and kills what is still there half a minute later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -159,8 +159,8 @@ class Trainer:
         total = self.configuration.training.steps
         try:
             with (
-                self.group.in_contact(self._kept),
                 self.progress.stage("training", total, "steps", self.step) as stage,
+                self.group.in_contact(self._kept),
                 stop_between_steps() as stopped,
             ):
                 self._between_steps(stopped)

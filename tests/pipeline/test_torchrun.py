@@ -13,7 +13,10 @@ import time
 import psutil
 import pytest
 
+from cs336_registry.pipeline.errors import RunError
 from cs336_registry.pipeline.metrics import of_kind, read_metrics
+from cs336_registry.pipeline.process_group import ProcessGroup
+from cs336_registry.pipeline.stopping import stop_between_steps
 
 from .conftest import TINY
 from .test_parallel import assert_same_weights, losses, together
@@ -102,3 +105,19 @@ def test_what_all_processes_refuse_is_said_once(launch, tmp_path):
     assert process.wait(timeout=60) != 0
     words = r"^error: .*unknown key 'parallel.strategie': did you mean 'strategy'"
     assert len(re.findall(words, printed.read_text(), re.M)) == 1, printed.read_text()
+
+
+def test_a_process_that_is_left_alone_says_so_before_sigterm_ends_it():
+    """torchrun sends SIGTERM as soon as it sees that another process is gone."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            pytest.raises(RunError, match=r"rank 0 of 2 lost the other processes .*; step 5 is kept\. Run the same"),
+            ProcessGroup(0, 2).in_contact(lambda: "step 5 is kept"),
+            stop_between_steps(),
+        ):
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
