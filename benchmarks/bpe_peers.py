@@ -5,7 +5,7 @@
 
 train writes the merges (a pair of hex strings a line); encode writes the ids as a flat array. The last line of output
 is a JSON object with the version of the library, the seconds of the phases that can be told apart, and (numba_bpe) how
-many unique pretokens the text has).
+many unique pretokens the text has.
 """
 
 from __future__ import annotations

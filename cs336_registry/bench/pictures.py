@@ -113,18 +113,19 @@ def growth(rows: Sequence[dict[str, Any]], title: str) -> list[str]:
         if not across:
             continue
         figure, panels = _figure(6.4, len(across), 2)
-        for lines, (label, figure_name, unit) in zip(
-            panels, (("seconds", "seconds", 1), ("peak memory in MB", "peak_memory", 1e6)), strict=True
+        for across_row, (label, y) in zip(
+            panels, {"seconds": ("seconds", 1), "peak memory in MB": ("peak_memory", 1e6)}.items(), strict=True
         ):
-            for axes, (name, (size, size_unit)) in zip(lines, across.items(), strict=True):
-                _lines(axes, [row for row in mine if row.get(size)], (size, size_unit), (figure_name, unit))
+            for axes, (name, x) in zip(across_row, across.items(), strict=True):
+                _lines(axes, [row for row in mine if row.get(x[0])], x, y)
                 axes.set_xlabel(name)
-            lines[0].set_ylabel(label)
+            across_row[0].set_ylabel(label)
         pictures.append(_finish(figure, panels[0][0], f"{title}: {corpus}"))
     return pictures
 
 
 def _lines(axes, rows: Sequence[dict[str, Any]], x: tuple[str, float], y: tuple[str, float]) -> None:
+    """A line for each backend. x, y: what of a row is shown, and in which unit."""
     for backend, color in _colors(rows).items():
         points = sorted((row[x[0]] / x[1], row[y[0]] / y[1]) for row in rows if row["backend"] == backend)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=5, label=backend, color=color)
