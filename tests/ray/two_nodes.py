@@ -1,7 +1,8 @@
 """A process that counts on a cluster of two nodes of this machine and kills one of them in the middle of a shard.
 
 Started by test_ray.py with the corpus and the bytes of a shard; prints what happened as JSON. The second node counts
-one shard and holds its next one until it is killed: what it had begun is surely lost.
+one shard and holds its next one until it is killed: what it had begun is surely lost. Meanwhile the first node holds
+its own, however fast it is, so that there is work left for the second.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -21,6 +23,7 @@ from cs336_ray.pretoken_counter import pretoken_counter
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cs336_registry.text.files import write_text
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.shards import file_ranges
 from tests.corpora import SPECIAL_TOKENS
@@ -48,15 +51,25 @@ def started(attempts: int = 3) -> Cluster:
     return cluster
 
 
-def held_on_one_node(one, special_tokens, pattern, counter):
-    """`count_shard`, which comes back only once on the node that the file .hold names."""
+def wait_until(happened: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{seconds:g} s went by and {what}")
+        time.sleep(0.02)
+
+
+def held_until_the_kill(one, special_tokens, pattern, counter):
+    """`count_shard`: the node that the file .second names comes back once, the other one after the kill."""
     counted = count_shard(one, special_tokens, pattern, counter)
-    if one.path.with_suffix(".hold").read_text() == counted.node:
-        counted_before = one.path.with_suffix(".counted_before")
-        if counted_before.exists():
-            one.path.with_suffix(".held").write_text(str(one.start))
-            time.sleep(600)
-        counted_before.touch()
+    counted_before, held, killed = map(one.path.with_suffix, (".counted_before", ".held", ".killed"))
+    if one.path.with_suffix(".second").read_text() != counted.node:
+        wait_until(killed.exists, "the second node was not killed")
+        return counted
+    if counted_before.exists():
+        write_text(held, str(one.start))
+        time.sleep(600)
+    counted_before.touch()
     return counted
 
 
@@ -68,8 +81,8 @@ def main() -> None:
     cluster.wait_for_nodes()
     wake(cluster.head_node.node_id, second.node_id)
     ranges = file_ranges([corpus], GPT2_PATTERN, SPECIAL_TOKENS, shard_bytes)
-    counting.count_shard = held_on_one_node
-    corpus.with_suffix(".hold").write_text(second.node_id)
+    counting.count_shard = held_until_the_kill
+    write_text(corpus.with_suffix(".second"), second.node_id)
     held = corpus.with_suffix(".held")
     counts: Counter[bytes] = Counter()
     taken: list[int] = []
@@ -79,9 +92,11 @@ def main() -> None:
         counts.update(counted.words.to_dict())
         taken.append(position)
         nodes.append(counted.node)
-        if held.exists() and not killed_after:
+        if counted.node == second.node_id and not killed_after:
+            wait_until(held.exists, "the second node began no second shard")
             cluster.remove_node(second, allow_graceful=False)
             killed_after = len(taken)
+            corpus.with_suffix(".killed").touch()
     starts = [ranges[position].start for position in taken]
     record = {
         "shards": len(ranges),
