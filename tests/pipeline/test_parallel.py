@@ -354,13 +354,14 @@ def test_a_full_disk_loses_nothing_that_was_saved(tiny, tmp_path):
 
 
 def waits_in_vain(rank):
-    impatient = dist.new_group(timeout=timedelta(seconds=0.5))
+    dist.barrier()
+    impatient = dist.new_group(timeout=timedelta(seconds=4))  # enough for processes that come to it one after the other
     try:
         with process_group.current().in_contact(lambda: "step 5 is kept"):
             if rank == 0:
                 dist.all_reduce(torch.zeros(1), group=impatient)
             else:
-                time.sleep(2)
+                time.sleep(6)
     except RunError as error:
         return str(error)
 
