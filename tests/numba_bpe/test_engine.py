@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -66,6 +66,20 @@ def prose(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])
 def test_pretokens_longer_than_a_block(text: str, pattern: str) -> None:
     assert counted(text.encode(), (), pattern, 4096) == expected_counts(text.encode(), (), pattern)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])
+def test_where_two_blocks_of_64_bytes_meet(pattern: str) -> None:
+    """Every four characters of these kinds, with the border before each third of their bytes."""
+    filler = b"x" * 64
+    words = ["".join(characters).encode() for characters in product("a1!'s \t\n\u3000\u2014", repeat=4)]
+    for first in range(0, len(words), 64):  # their ends fit into one scan
+        text = b"".join(
+            filler[: 64 - border] + word + filler[: 64 - len(word) + border]
+            for number, word in enumerate(words[first : first + 64])
+            for border in range(number % 3, len(word), 3)
+        )
+        assert counted(text, (), pattern, 1 << 20) == expected_counts(text, (), pattern)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=["gpt2", "cl100k"])

@@ -26,8 +26,10 @@ from ..constants import (
     STATUS,
     UNIQUE,
 )
+from .characters import ALL, ONE, ZERO
 from .intrinsics import address_of, bit, helper, kernel, load_byte, load_word, prefetch_to_write, store_word
-from .scanner import ALL, ONE, ZERO, scan_cl100k, scan_gpt2
+from .scan_cl100k import scan_cl100k
+from .scan_gpt2 import scan_gpt2
 from .text_pieces import last_safe_cut, next_special_token
 
 MULTIPLIER_1, MULTIPLIER_2 = uint64(0x9E3779B97F4A7C15), uint64(0xC2B2AE3D27D4EB4F)

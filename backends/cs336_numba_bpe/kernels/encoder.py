@@ -47,6 +47,7 @@ from ..constants import (
     STATUS,
     UNIQUE,
 )
+from .characters import ALL, ONE, ZERO
 from .count_table import (
     KEY_0,
     KEY_1,
@@ -93,7 +94,6 @@ from .intrinsics import (
     store_word,
 )
 from .pair_table import NO_KEY, pair_key, pair_slot
-from .scanner import ALL, ONE, ZERO
 from .text_pieces import last_safe_cut, next_special_token
 
 VALUE_0, VALUE_1 = 2, 3

@@ -215,6 +215,18 @@ def byte_masks(typing_context, address, offset):
 
 
 @intrinsic
+def line_end_mask(typing_context, address, offset):
+    """The mask of newlines and carriage returns among the 64 bytes at address + offset."""
+
+    def generate(context, builder, signature, arguments):
+        text = builder.load(pointer(builder, *arguments, BYTES_64), align=1, typ=BYTES_64)
+        matches = [builder.icmp_unsigned("==", text, _splat(ord(character))) for character in "\n\r"]
+        return builder.bitcast(builder.or_(*matches), WORD)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+@intrinsic
 def two_byte_mask(typing_context, address, offset, first, second):
     """The mask of places among 64 where byte `first` is followed by byte `second` (any byte where second is
     negative)."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from ..character_classes import LETTER, NUMBER, WHITE_SPACE
 from ..constants import GPT2
+from .characters import NEWLINE, ONE, SPACE, ZERO, character
 from .intrinsics import helper, kernel, load_byte, lowest_bit, two_byte_mask
-from .scanner import NEWLINE, ONE, SPACE, ZERO, character
 
 
 @helper
