@@ -10,19 +10,21 @@
 # (570):
 #
 #   prepare   compiles kernels, candidates and peers in the background, so that the parts below find full caches
-#   tests     [130] tests/triton in float32, float16 and bfloat16, inside CUDA graphs too
-#   ops       [110] every op but attention beside its peers and the card's limits
+#   tests     [170] tests/triton in float32, float16 and bfloat16, inside CUDA graphs too
+#   tuning    [60]  the candidates' times, and a table of the winners, $OUT/sm_90.json, which all parts below use
+#   ops       [130] every op but attention beside its peers and the card's limits
 #   attention [60]  attention beside SDPA (default, cuDNN, FlashAttention-2), flash-attn where present
-#   step      [150] a training step of a 124 M and a 1 B model
-#   large     [25]  tensors of more than 2**31 elements
-#   tuning    [50]  the candidates' times, and a table of the winners: $OUT/sm_90.json
-#   tuned     [45]  the ops again, with that table
-#   kit       [250] only where it is named: the conformance kit, and its record for the README's grid
+#   step      [110] a training step of a 124 M model
+#   large     [45]  tensors of more than 2**31 elements
+#
+# and only where they are named, for a second call while the machine and its caches are there:
+#
+#   step_1b   [150] a training step of a 1 B model
+#   kit       [250] the conformance kit, and its record for the README's grid
 #
 # The log, JSON rows (card, driver, versions, commit, and the copy bandwidth and matrix rate of the same run) and the
-# table, seven files in all, go to $OUT (default benchmarks/results). Rows are on disk as soon as their op is done, so a
-# part that is cut short keeps what it measured. A failing part does not stop the others; the exit status is the number of
-# failed parts. To keep the results: append $OUT/*.jsonl to benchmarks/results and copy the table to
+# table go to $OUT (default benchmarks/results). Rows are on disk as soon as their op is done, so a part that is cut short
+# keeps what it measured. A failing part does not stop the others; the exit status is the number of failed parts. To keep the results: append $OUT/*.jsonl to benchmarks/results and copy the table to
 # backends/cs336_triton/tables.
 set -u
 cd "$(dirname "$0")/.."
@@ -40,7 +42,7 @@ fi
 out=$(mkdir -p "${OUT:-benchmarks/results}" && cd "${OUT:-benchmarks/results}" && pwd)
 budget=${BUDGET:-570}
 rehearse=${REHEARSE:-}
-all=(prepare tests ops attention step large tuning tuned)
+all=(prepare tests tuning ops attention step large)
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
 site=$(mktemp -d)
@@ -68,19 +70,23 @@ export PYTHONPATH="$root:$root/backends:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHON
 if [ -n "$rehearse" ]; then
     export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
     budget=7200 slower=10
-    device=cpu dtype=float32 toy=--rehearse workers=(-p no:xdist) sizes=(rehearsal) several=1
+    device=cpu dtype=bfloat16 toy=--rehearse workers=(-p no:xdist) small=rehearsal large=rehearsal several=1
     tests=(tests/triton/test_silu.py tests/triton/test_cuda_graphs.py)
-    backends=(triton torch)
 else
     unset TRITON_INTERPRET
     slower=1
-    device=cuda dtype=bfloat16 toy="" workers=(-n 12) sizes=(gpt2_124m 1b) several=6
+    device=cuda dtype=bfloat16 toy="" workers=(-n 12) small=gpt2_124m large=1b several=6
     tests=(tests/triton)
-    backends=(triton torch+compile torch,rmsnorm=liger,swiglu=liger,cross_entropy=liger torch triton+compile)
     nvidia-smi >> "$out/round.log" 2>&1 || { echo "gpu_round: nvidia-smi finds no GPU"; exit 100; }
     "$python" -c "import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())" ||
         { echo "gpu_round: torch sees no GPU"; exit 100; }
+    "$python" -c "from cs336_registry.machine import detect; assert detect().cuda_devices" ||
+        { echo "gpu_round: the registry sees no GPU, so the tests would run in the interpreter"; exit 100; }
 fi
+# PyTorch's AdamW keeps its moments in the parameters' dtype: the optimizer is the same for all.
+compiled=torch,adamw=triton+compile
+backends=(triton "$compiled" torch,adamw=triton,rmsnorm=liger,swiglu=liger,cross_entropy=liger torch,adamw=triton)
+if [ -n "$rehearse" ]; then backends=(triton torch,adamw=triton); else backends+=(triton+compile); fi
 
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider -W default)
 
@@ -101,23 +107,38 @@ part() { # name, limit in seconds, then the command; its output is shown and kep
     [ "$status" -eq 0 ] || failed=$((failed + 1))
 }
 
-ops() { "$python" benchmarks/triton_ops.py --output "$out/triton_ops.jsonl" $toy "$@"; }
+ops() { "$python" benchmarks/triton_ops.py --output "$out/triton_ops.jsonl" --label "$label" $toy "$@"; }
 tuning() { "$python" benchmarks/triton_tuning.py --output "$out" $toy "$@"; }
 step() { "$python" benchmarks/training_step.py --device "$device" --dtype "$dtype" --out "$out/training_step.jsonl" "$@"; }
+export -f ops tuning step
+alone() { nice timeout 150 bash -c "$1"; } # what takes the GPU must have ended before anything is timed
 prepare() {
     if [ -n "$rehearse" ]; then
         ops --prepare --only silu --backends triton
     else
         nice "$python" benchmarks/triton_tuning.py --compile 90 --processes "$several" --dtypes bfloat16 &
-        ops --prepare --only rmsnorm swiglu rope attention &
-        ops --prepare --only softmax cross_entropy silu embedding &
+        alone 'ops --prepare --only rmsnorm swiglu rope' & local first=$!
+        alone 'ops --prepare --only softmax cross_entropy silu embedding' & local second=$!
+        alone 'ops --prepare --only attention --backends triton sdpa flash' & local third=$!
+        alone "step --rounds 0 --size $small --batch 16 --backends $compiled triton+compile" & local fourth=$!
+        alone "step --rounds 0 --size $large --batch 8 --backends $compiled" & local fifth=$!
+        wait $first $second $third $fourth $fifth
+        touch "$site/gpu_is_free"
         wait
     fi
 }
-export -f ops tuning step prepare
-export python out toy device dtype rehearse several
+await_gpu() { # until nothing else runs on it
+    while [ -n "${preparing:-}" ] && [ -z "$rehearse" ] && [ ! -e "$site/gpu_is_free" ]; do
+        kill -0 "$preparing" 2>/dev/null || break
+        sleep 1
+    done
+}
+export -f alone prepare
+label=""
+export python out toy device dtype rehearse several site small large compiled label
 
 for name in "${parts[@]}"; do
+    case $name in tuning | ops | attention | step | step_1b) await_gpu ;; esac
     case $name in
         prepare)
             set -m
@@ -126,24 +147,28 @@ for name in "${parts[@]}"; do
             set +m
             [ -z "$rehearse" ] || wait "$preparing" || failed=$((failed + 1)) ;;
         tests)
-            part tests 130 "${pytest[@]}" "${workers[@]}" "${tests[@]}" \
+            part tests 170 "${pytest[@]}" "${workers[@]}" "${tests[@]}" \
                 --ignore tests/triton/test_cross_compilation.py --ignore tests/triton/test_beyond_int32.py ;;
-        large) part large 25 "${pytest[@]}" tests/triton/test_beyond_int32.py ;;
+        tuning)
+            part tuning 60 bash -c 'tuning --seconds 52 --dtypes bfloat16'
+            if [ -z "$rehearse" ] && [ -e "$out/sm_90.json" ]; then
+                mkdir -p backends/cs336_triton/tables && cp "$out/sm_90.json" backends/cs336_triton/tables/
+                label=tuned
+            fi ;;
         ops)
-            part ops 110 bash -c 'ops --skip attention linear_cross_entropy adamw && ops --only linear_cross adamw' ;;
-        attention) part attention 60 bash -c 'ops --only attention' ;;
+            part ops 130 bash -c 'ops --only linear_cross adamw; failed=$?
+                ops --skip attention linear_cross_entropy adamw && exit $failed' ;;
+        attention) part attention 60 bash -c 'ops --only attention --backends triton sdpa flash' ;;
         step)
-            part step 100 bash -c 'step --size "$1" --batch 16 --rounds 5 --backends "${@:2}"' - \
-                "${sizes[0]}" "${backends[@]}"
-            [ -z "${sizes[1]:-}" ] ||
-                part step 50 bash -c 'step --size "$1" --batch 8 --rounds 3 --alone --seconds 40 --backends "${@:2}"' - \
-                    "${sizes[1]}" "${backends[@]:0:3}" ;;
-        tuning) part tuning 50 bash -c 'tuning --seconds 42 --dtypes bfloat16' ;;
-        tuned) part tuned 45 bash -c 'ops --table "$out/sm_90.json" --label tuned --backends triton sdpa_cudnn' ;;
+            part step 110 bash -c 'step --size "$small" --batch 16 --rounds 5 --backends "$@"' - "${backends[@]}" ;;
+        step_1b)
+            part step_1b 150 bash -c 'step --size "$large" --batch 8 --rounds 3 --alone --backends "$@"' - \
+                "${backends[@]:0:3}" ;;
+        large) part large 45 "${pytest[@]}" tests/triton/test_beyond_int32.py ;;
         kit)
             part kit 250 "${pytest[@]}" "${workers[@]}" --pyargs cs336_registry.conformance --cs336-backend=triton \
                 --cs336-json "$out/triton_kit.json" ;;
-        *) echo "gpu_round: unknown part '$name' (${all[*]} kit)"
+        *) echo "gpu_round: unknown part '$name' (${all[*]} step_1b kit)"
             failed=$((failed + 1)) ;;
     esac
 done

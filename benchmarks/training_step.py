@@ -51,7 +51,7 @@ def build(sizes: dict[str, int], batch: int, device: str, dtype: str, backend: s
     decisions = [registry.resolve(name, backend=backend, device=device).to_dict() for name in names]
     build_lm, adamw, clip, loss_of = (registry.get(name, backend=backend, device=device) for name in names)
     torch.manual_seed(0)
-    model = build_lm(**sizes).to(device, getattr(torch, dtype))
+    model = build_lm(**sizes, device=device).to(getattr(torch, dtype))
     tokens = torch.randint(0, sizes["vocab_size"], (batch, sizes["context_length"] + 1), device=device)
     clipping = {"max_l2_norm": 1.0} if "max_l2_norm" in inspect.signature(adamw).parameters else {}
     optimizer = adamw(model.parameters(), lr=1e-3, **clipping)
@@ -62,7 +62,9 @@ def build(sizes: dict[str, int], batch: int, device: str, dtype: str, backend: s
         return loss_of(model.hidden_states(inputs), model.lm_head.weight, targets)
 
     if compiled:
-        loss_at = torch.compile(loss_at)
+        # Forget the smaller model that was judged: another batch of the same code would be compiled for any batch.
+        torch._dynamo.reset()
+        loss_at = torch.compile(loss_at, dynamic=False)
 
     def step():
         optimizer.zero_grad()
@@ -197,7 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0 compiles everything and times nothing")
     parser.add_argument("--alone", action="store_true", help="one process at a time, rounds not interleaved")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start no backend after this long")
     parser.add_argument("--out", type=Path, help="a JSONL file that the rows are appended to")
@@ -221,12 +223,15 @@ def main() -> None:
             print(f"{', '.join(group)}: not timed, {options.seconds:.0f} seconds are over", flush=True)
             continue
         contenders = [Contender(name) for name in group]
-        sound = [contender for contender in contenders if contender.ready()]
-        for _ in range(options.rounds):
-            sound = [contender for contender in sound if contender.round()]
-        report([contender for contender in contenders if contender.rounds], options, matmul)
-        for contender in contenders:
-            contender.end()
+        try:
+            sound = [contender for contender in contenders if contender.ready()]
+            for _ in range(options.rounds):
+                sound = [contender for contender in sound if contender.round()]
+        finally:
+            # An interrupted run keeps what it has timed.
+            report([contender for contender in contenders if contender.rounds], options, matmul)
+            for contender in contenders:
+                contender.end()
 
 
 if __name__ == "__main__":

@@ -31,10 +31,15 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Entry:
-    """One op at one size. `sizes` and `toy` are (shape arguments) of `tensors`; bytes and flops count one pass."""
+    """One op at one size. `sizes`, `judged` and `toy` are shape arguments of `tensors`; bytes and flops count one pass.
+
+    judged: what must be right before anything is timed: less of the same, which runs the same compiled kernels, with
+    the same widths and numbers of rows that 16 divides too. toy: both on a CPU.
+    """
 
     component: str
     sizes: tuple[int, ...]
+    judged: tuple[int, ...]
     toy: tuple[int, ...]
     forward_tensors: float = 0.0
     """Tensors of the largest input's size that a forward pass must move."""
@@ -58,28 +63,29 @@ ATTENTION = partial(
     options=(("is_causal", True),),
 )
 ENTRIES = (
-    Entry("rmsnorm", (32768, 4096), (5, 33), 2, 3),
-    Entry("add_rmsnorm", (32768, 4096), (5, 33), 4, 4),
-    Entry("swiglu", (16384, 11008), (5, 33), 3, 5),
-    Entry("rope", (4, 32, 4096, 128), (1, 2, 9, 16), 4, 4),
-    Entry("softmax", (8192, 32768), (5, 33), 2, 3),
-    Entry("cross_entropy", (8192, 32768), (5, 33), 1, 2),
-    Entry("adamw", (16, 2048, 5632, 32000), (1, 8, 12, 33)),
+    Entry("rmsnorm", (32768, 4096), (304, 4096), (5, 33), 2, 3),
+    Entry("add_rmsnorm", (32768, 4096), (304, 4096), (5, 33), 4, 4),
+    Entry("swiglu", (16384, 11008), (304, 11008), (5, 33), 3, 5),
+    Entry("rope", (4, 32, 4096, 128), (1, 32, 1024, 128), (1, 2, 9, 16), 4, 4),
+    Entry("softmax", (8192, 32768), (48, 32768), (5, 33), 2, 3),
+    Entry("cross_entropy", (8192, 32768), (48, 32768), (5, 33), 1, 2),
+    Entry("adamw", (16, 2048, 5632, 32000), (1, 256, 1024, 4096), (1, 8, 12, 33)),
     Entry(
         "linear_cross_entropy",
         (8192, 4096, 128256),
+        (4352, 128, 128256),
         (5, 16, 33),
         forward_flops=lambda rows, d, vocab: 2.0 * rows * d * vocab,
         backward_flops=lambda rows, d, vocab: 4.0 * rows * d * vocab,
     ),
-    ATTENTION(sizes=(1, 16, 16, 8192, 128)),
-    ATTENTION(sizes=(4, 16, 16, 2048, 128)),
-    ATTENTION(sizes=(4, 32, 32, 4096, 64)),
-    ATTENTION(sizes=(4, 16, 4, 8192, 128)),
-    Entry("rmsnorm", (8192, 16384), (5, 33), 2, 3),
-    Entry("softmax", (32768, 4096), (5, 33), 2, 3),
-    Entry("silu", (16384, 11008), (5, 33), 2, 3),
-    Entry("embedding", (32768, 32768, 4096), (5, 9, 33), 2, 2),
+    ATTENTION(sizes=(1, 16, 16, 8192, 128), judged=(1, 2, 2, 1024, 128)),
+    ATTENTION(sizes=(4, 16, 16, 2048, 128), judged=(1, 2, 2, 1024, 128)),
+    ATTENTION(sizes=(4, 32, 32, 4096, 64), judged=(1, 2, 2, 1024, 64)),
+    ATTENTION(sizes=(4, 16, 4, 8192, 128), judged=(1, 8, 2, 1024, 128)),
+    Entry("rmsnorm", (8192, 16384), (304, 16384), (5, 33), 2, 3),
+    Entry("softmax", (32768, 4096), (48, 4096), (5, 33), 2, 3),
+    Entry("silu", (16384, 11008), (304, 11008), (5, 33), 2, 3),
+    Entry("embedding", (32768, 32768, 4096), (2048, 1024, 4096), (5, 9, 33), 2, 2),
 )
 """What the goals speak of comes first: a run may be cut short."""
 
@@ -221,8 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"copy {limits.copy_bytes_per_second / 1e12:.2f} TB/s, ", end="")
         print(f"{options.dtype} product {limits.matmul_flops_per_second / 1e12:.0f} TFLOP/s", flush=True)
     with configured(options.table):
-        for entry in ENTRIES:
-            if not any(name in entry.component for name in options.only) or entry.component in options.skip:
+        for number, entry in enumerate(ENTRIES):
+            wanted = any(name in entry.component for name in options.only) and entry.component not in options.skip
+            if number < options.first or not wanted:
                 continue
             if time.monotonic() - started > options.seconds:
                 print(f"{entry.component} {entry.sizes}: not timed, {options.seconds:.0f} seconds are over", flush=True)
@@ -231,6 +238,15 @@ def main(arguments: list[str] | None = None) -> int:
             if options.output is not None and not options.prepare:
                 rows.append(found, options.output)
             if device == "cuda":
+                try:
+                    torch.cuda.synchronize()
+                except RuntimeError as error:
+                    # After an illegal access this process can't use the GPU any more; another one can.
+                    print(f"{entry.component}: starting again behind it: {error}".splitlines()[0], flush=True)
+                    given = sys.argv[1:] if arguments is None else arguments
+                    left = options.seconds - (time.monotonic() - started)
+                    again = [*given, "--first", str(number + 1), "--seconds", str(max(left, 0.0))]
+                    os.execv(sys.executable, [sys.executable, __file__, *again])
                 torch.cuda.empty_cache()
     return 0
 
@@ -254,6 +270,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="a table of configurations, as triton_tuning.py writes it")
     parser.add_argument("--label", default="", help="written into every row, say 'tuned'")
     parser.add_argument("--seconds", type=float, default=900.0, help="start no entry after this long")
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help="compile everything, time nothing")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes on the CPU")
     return parser.parse_args(arguments)
@@ -285,6 +302,13 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
     found: list[dict[str, Any]] = []
     runs: dict[tuple[str, str], tuple[Callable[[], Any], int]] = {}
     memory: dict[tuple[str, str], int] = {}
+
+    def unable(name: str, error: Exception) -> dict[str, Any]:
+        kind = "absent" if isinstance(error, ImportError) else "failed"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        print(f"{entry.component} {origin['workload']} {name}: {kind}: {reason}", flush=True)
+        return {**origin, "backend": name, kind: reason}
+
     for name, factory in (OPTIMIZERS if optimizing else contenders(entry.component, device)).items():
         if not any(part in name for part in options.backends):
             continue
@@ -302,16 +326,17 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
             memory |= {(name, way): extra_memory(call, device) for way, call in ways.items()}
             runs |= {(name, way): (call, counts[way]) for way, call in ways.items()}
         except Exception as error:
-            kind = "absent" if isinstance(error, ImportError) else "failed"
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            found.append({**origin, "backend": name, kind: reason})
-            print(f"{entry.component} {origin['workload']} {name}: {kind}: {reason}", flush=True)
+            found.append(unable(name, error))
     if options.prepare:
         return found
-    timed: dict[tuple[str, str], list[float]] = {}
+    timed: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
     for _ in range(2 if options.rehearse else ROUNDS):
-        for run, (call, count) in runs.items():
-            timed.setdefault(run, []).append(measurement.seconds_per_call(call, count, device))
+        for (name, way), (call, count) in list(runs.items()):
+            try:
+                timed[name, way].append(measurement.seconds_per_call(call, count, device))
+            except Exception as error:
+                found.append(unable(name, error))
+                del runs[name, way], timed[name, way]
     for (name, direction), seconds in timed.items():
         row = {
             **origin,
@@ -394,7 +419,8 @@ OPTIMIZERS: dict[str, Callable[[list[Any]], Callable[[], Any]]] = {
 
 def optimizer_verdict(entry: Entry, factory: Callable[..., Any], dtype: Any, device: str) -> str:
     """Empty where a step leaves the parameters where PyTorch's loop in float64 puts them."""
-    found, expected = (optimizer_parameters(entry.toy, device) for _ in range(2))
+    sizes = entry.toy if device == "cpu" else entry.judged
+    found, expected = (optimizer_parameters(sizes, device) for _ in range(2))
     for parameter in expected:
         grad, parameter.grad = parameter.grad.double(), None
         parameter.data = parameter.data.double()
@@ -406,14 +432,14 @@ def optimizer_verdict(entry: Entry, factory: Callable[..., Any], dtype: Any, dev
 
 
 def verdict(entry: Entry, function: Callable[..., Any], dtype: Any, device: str) -> str:
-    """Empty where values and gradients at toy size are within the contract's tolerance, else what is wrong."""
+    """Empty where values and gradients are within the contract's tolerance, else what is wrong."""
     import torch
 
     import cs336_registry as registry
     from cs336_registry.compare import assert_within
 
     contract = registry.contract(entry.component)
-    given = tensors(entry.component, entry.toy, dtype, device)
+    given = tensors(entry.component, entry.toy if device == "cpu" else entry.judged, dtype, device)
     wide = {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
     defaults = {"eps": 1e-5} if entry.component in ("rmsnorm", "add_rmsnorm") else {}
     defaults |= {"dim": -1} if entry.component == "softmax" else {}

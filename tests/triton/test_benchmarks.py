@@ -39,6 +39,22 @@ def test_ops_are_judged_and_timed(tmp_path):
     assert {row["label"] for row in rows} == {"trial"}
 
 
+def test_what_fails_while_it_is_timed_is_told(tmp_path, monkeypatch):
+    ops = script("triton_ops")
+    from cs336_registry.bench import measurement
+
+    def fails(call, calls, device):
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(ops, "calls_for", lambda call, device: 1)
+    monkeypatch.setattr(measurement, "seconds_per_call", fails)
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--rehearse", "--only", "silu", "--backends", "triton", "--output", str(out)]
+    assert ops.main(arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows and all("an illegal memory access" in row["failed"] and "seconds" not in row for row in rows)
+
+
 def test_a_wrong_contender_is_not_timed(tmp_path, monkeypatch):
     ops = script("triton_ops")
     monkeypatch.setattr(ops, "contenders", lambda component, device: {"wrong": lambda: lambda x: 2 * x})
@@ -87,9 +103,9 @@ def test_the_round_runs_its_parts_in_order(tmp_path):
     command = ["bash", str(ROOT / "benchmarks" / "gpu_round.sh")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     asked = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("asked:")]
-    scripts = [f"benchmarks/{name}.py" for name in ("triton_ops", "training_step", "triton_tuning")]
+    scripts = [f"benchmarks/{name}.py" for name in ("triton_tuning", "triton_ops", "training_step")]
     assert [name for name in dict.fromkeys(asked) if name in scripts] == scripts
     assert run.returncode == 1 and "1 parts failed" in run.stdout, run.stdout + run.stderr
     run = subprocess.run([*command, "tests", "nonsense"], env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and "unknown part 'nonsense' (prepare tests ops" in run.stdout
+    assert run.returncode == 1 and "unknown part 'nonsense' (prepare tests tuning" in run.stdout
     assert "asked: -m pytest" in run.stdout
