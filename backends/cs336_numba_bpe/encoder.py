@@ -253,8 +253,11 @@ class EncodeTable:
         elif status == NEEDS_TABLE:
             if not self._grow_table(needed):
                 self._clear()
-        elif status == NEEDS_ARENA and not self._grow_arenas(needed):
-            self._clear()
+        elif status == NEEDS_ARENA:
+            if len(self.arena) > ARENA_BYTES_PER_SLOT * self.max_slots:
+                self._clear()
+            else:
+                self._grow_arenas(needed)
 
     def _grow_table(self, words: int) -> bool:
         slots = len(self.table)
@@ -268,14 +271,11 @@ class EncodeTable:
             self.table = larger
         return True
 
-    def _grow_arenas(self, num_bytes: int) -> bool:
-        if len(self.arena) > ARENA_BYTES_PER_SLOT * self.max_slots:
-            return False
+    def _grow_arenas(self, num_bytes: int) -> None:
         size = 2 * len(self.arena) + num_bytes + 8
         arena, ids_arena = np.empty(size, np.uint8), np.empty(size, np.int32)
         arena[: len(self.arena)], ids_arena[: len(self.ids_arena)] = self.arena, self.ids_arena
         self.arena, self.ids_arena = arena, ids_arena
-        return True
 
     def forget(self, array: np.ndarray | memoryview) -> None:
         """Memory that is not needed any more: hold on to it no longer."""

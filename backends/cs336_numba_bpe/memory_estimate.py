@@ -27,6 +27,11 @@ BASE_BYTES = 56 << 20
 """What the process holds without any table: the interpreter, numpy, character classes."""
 BYTES_PER_THREAD = 8 << 20
 """A thread's text buffer, stack and smallest table."""
+FIRST_GROWTH_BYTES = 11 << 20
+"""Of a thread's table: the smallest one and the next."""
+TABLE_SHARE = 0.35
+"""Tables may take this share of what is left: a run that is written needs its sorted copy beside the tables, and the
+merged words twice their size."""
 BYTES_PER_SYMBOL, BYTES_PER_WIDE_SYMBOL = 24, 44
 """Of the merge loop, at its highest: a symbol, and its places while their arena grows."""
 BYTES_PER_WORD = 16
@@ -49,6 +54,20 @@ class Words:
     @property
     def symbols(self) -> int:
         return self.num_bytes + self.number + 1
+
+
+def table_limit(max_ram: int, num_threads: int) -> int:
+    """What a thread's table may take."""
+    return int((max_ram - BASE_BYTES - num_threads * BYTES_PER_THREAD) * TABLE_SHARE) // num_threads
+
+
+def threads_within(max_ram: int, wanted: int) -> int:
+    """How many threads, one at least, can have tables that grow twice before they go to disk: smaller ones would go
+    there at every block."""
+    for num_threads in range(wanted, 1, -1):
+        if table_limit(max_ram, num_threads) >= 2 * FIRST_GROWTH_BYTES and lowest_ceiling(num_threads) <= max_ram:
+            return num_threads
+    return 1
 
 
 def lowest_ceiling(num_threads: int) -> int:
@@ -103,7 +122,7 @@ class Ceiling:
         max_ram = self.options.max_ram
         if max_ram is None:
             return
-        refuse_beyond(max_ram, lowest_ceiling(counter.num_threads), f"counting on {counter.num_threads} threads")
+        refuse_beyond(max_ram, lowest_ceiling(counter.num_threads), "counting")
         words = project(counter, paths)
         if words is None:
             return

@@ -65,7 +65,9 @@ class MergeEngine:
         all_pairs: bool = False,
         announce: Callable[[str], None] | None = None,
     ) -> None:
-        max_tokens = max(256, max_tokens)
+        # Each merge leaves fewer symbols.
+        self.most_merges = max(0, min(max_tokens - 256, words.num_bytes))
+        max_tokens = 256 + self.most_merges
         class_words, class_symbols = blocks.zeros("q", TOP_CLASS + 1), blocks.zeros("q", TOP_CLASS + 1)
         _measure(words, class_words, class_symbols)
         sizes = [-(-symbols // BLOCK) * BLOCK for symbols in class_symbols]
@@ -79,8 +81,7 @@ class MergeEngine:
         if not all_pairs:
             # As many words as there will be merges occur at least so often.
             words_from = itertools.accumulate(reversed(class_words))
-            num_merges = max_tokens - 256
-            self.state[FLOOR] = max(1, sum(number >= num_merges for number in words_from) - 1)
+            self.state[FLOOR] = max(1, sum(number >= self.most_merges for number in words_from) - 1)
         self._make_tokens(max_tokens)
         self._lay_out(words, sizes)
         self._make_rows()
@@ -139,6 +140,7 @@ class MergeEngine:
 
         forced: ids of the first merges' left and right tokens, which are taken as they are.
         """
+        stop_at = min(stop_at, self.most_merges)
         while True:
             self._grow(MERGE_ARRAYS, stop_at)
             outcome = self.kernels.merge_pairs(
@@ -213,7 +215,7 @@ class MergeEngine:
     def tokens(self) -> list[bytes]:
         """The bytes of every token: 256 bytes, then new ones in order."""
         content = self.token_bytes.tobytes()
-        starts, lengths = self.token_starts.tolist(), self.token_lengths.tolist()
+        starts, lengths = (array[: self.num_tokens].tolist() for array in (self.token_starts, self.token_lengths))
         return [content[starts[token] : starts[token] + lengths[token]] for token in range(self.num_tokens)]
 
     def merge_rows(self) -> Iterator[tuple[int, int, int]]:

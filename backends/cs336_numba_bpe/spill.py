@@ -22,14 +22,10 @@ from cs336_registry.text.memory import readable, refuse_beyond
 
 from . import blocks
 from .count_table import WordCounts
-from .memory_estimate import BASE_BYTES, BYTES_PER_THREAD, lowest_ceiling
+from .memory_estimate import lowest_ceiling, table_limit
 
 if TYPE_CHECKING:
     from .count_table import CountTable
-
-TABLE_SHARE = 0.35
-"""Tables may take this share of what is left: a run that is written needs its sorted copy beside the tables, and the
-merged words twice their size."""
 
 
 class SpilledRuns:
@@ -38,9 +34,8 @@ class SpilledRuns:
     def __init__(self, max_ram: int | None, num_tables: int, report: Callable[[str], None]) -> None:
         self.table_limit = None
         if max_ram is not None:
-            refuse_beyond(max_ram, lowest_ceiling(num_tables), f"counting on {num_tables} threads")
-            left = max_ram - BASE_BYTES - num_tables * BYTES_PER_THREAD
-            self.table_limit = int(left * TABLE_SHARE) // num_tables
+            refuse_beyond(max_ram, lowest_ceiling(num_tables), "counting")
+            self.table_limit = table_limit(max_ram, num_tables)
         self.max_ram, self.report = max_ram, report
         self.folder: Path | None = None
         self.spilled: list[Path] = []

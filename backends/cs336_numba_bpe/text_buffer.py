@@ -1,7 +1,8 @@
 """Feeding text to a kernel block by block: from a file's byte range, or from strings as they come.
 
 A consumer is called with the padded buffer and says how far the text is settled; the rest is kept and comes again with
-what follows. Where a pretoken is longer than the buffer, the buffer grows. Bytes that are not UTF-8 are replaced by
+what follows, once that has doubled it, so that text which can't be cut is not looked through at every block. Where a
+pretoken is longer than the buffer, the buffer grows. Bytes that are not UTF-8 are replaced by
 U+FFFD as Python's decoder does, block by block, only where there are any.
 """
 
@@ -31,7 +32,7 @@ class TextBuffer:
     def __init__(self, consumer: Consumer, *, always_decode: bool = False, block_bytes: int = BLOCK_BYTES) -> None:
         self.consumer, self.always_decode, self.block_bytes = consumer, always_decode, block_bytes
         self.array = blocks.zeros("B", 2 * block_bytes + PADDING)
-        self.kept = 0
+        self.kept = self.settled_from = 0
 
     @property
     def capacity(self) -> int:
@@ -57,6 +58,7 @@ class TextBuffer:
         if rest and position:
             self.array[:rest] = self.array[position : self.kept]
         self.kept = rest
+        self.settled_from = 2 * rest
 
     def _replace_invalid(self, position: int, is_last: bool) -> int:
         """Decode what is kept from `position` on; returns how many bytes at the end are a character's beginning."""
@@ -80,9 +82,12 @@ class TextBuffer:
                 wanted = min(self.block_bytes, end - position)
                 block = self.array[self.kept : self.kept + wanted]
                 got = os.preadv(descriptor, [block], position) if wanted else 0
+                if wanted and not got:
+                    raise ValueError(f"{path} changed while it was read: start again when it is complete")
                 position, self.kept = position + got, self.kept + got
-                is_last = position >= end or got == 0
-                self.settle(is_last)
+                is_last = position >= end
+                if is_last or self.kept >= self.settled_from:
+                    self.settle(is_last)
                 yield got
                 if is_last:
                     return
@@ -98,7 +103,7 @@ class TextBuffer:
         """Feed one text that comes in blocks; yields the size of each block after it and 0 at the end."""
         for block in blocks:
             self.append(block)
-            if self.kept >= self.block_bytes:
+            if self.kept >= max(self.block_bytes, self.settled_from):
                 self.settle(False)
             yield len(block)
         self.settle(True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cs336_registry.components.tokenizer import check, missing_byte, special_ids, text_ids, unknown_id
 from cs336_registry.text import frequent_words
 from cs336_registry.text.files import StrPath
-from cs336_registry.text.inputs import InputPath, byte_texts, expand, is_plain, utf8
+from cs336_registry.text.inputs import InputPath, byte_texts, decoded, expand, is_plain, utf8
 from cs336_registry.text.patterns import GPT2_PATTERN, pretoken_finder
 from cs336_registry.text.pretokens import safe_chunks
 from cs336_registry.text.special_tokens import special_token_pattern
@@ -84,6 +84,12 @@ class Tokenizer:
         options.setdefault("folder", Path(vocab_filepath).parent)
         return cls(vocab, read_merges(merges_filepath), special_tokens, **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made again when it is needed: compiled code and its tables stay in their process."""
+        state = self.__dict__ | {"_idle": [], "_stream_tables": []}
+        state.pop("_encoder_vocab", None)
+        return state
+
     def keep_frequent_words(self, counts: WordCounts, folder: StrPath) -> None:
         """Keep the most frequent pretokens of a corpus (`counts`) with their ids in the tokenizer's folder, unless the
         corpus is so small that text like it is encoded before they are of use."""
@@ -121,7 +127,7 @@ class Tokenizer:
         import numpy as np
 
         paths = expand(input_path)
-        if len(paths) == 1 and self._is_compilable and is_plain(paths[0]):
+        if len(paths) == 1 and self._is_compilable and is_plain(paths[0]) and paths[0].is_file():
             return self._encode_plain_file_to_array(paths[0], self._threads(num_threads))
         arrays = list(self.encode_arrays(paths, num_threads=num_threads))
         return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
@@ -140,12 +146,11 @@ class Tokenizer:
         import numpy as np
 
         for path in expand(input_path):
-            if self._is_compilable and is_plain(path):
+            if self._is_compilable and is_plain(path) and path.is_file():
                 yield from self._encode_plain_file(path, self._threads(num_threads))
                 continue
             for blocks in byte_texts(path):
-                text = (block.decode("utf-8", "replace") for block in [b"".join(blocks)])
-                for chunk in safe_chunks(text, self.pattern, self.special_tokens):
+                for chunk in safe_chunks(decoded(blocks), self.pattern, self.special_tokens):
                     yield np.array(self.encode(chunk), self.dtype)
 
     def encode_range(self, path: StrPath, begin: int, end: int) -> np.ndarray:

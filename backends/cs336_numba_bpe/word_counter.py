@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from cs336_registry.text.inputs import byte_texts, is_plain
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RANGE_BYTES = 8 << 20
 MIN_RANGE_BYTES = 1 << 20
 FIRST_BITS = 16
+KEPT_FROM_BYTES = 4 << 20
+"""Counting a smaller file takes no longer than keeping its counts."""
 
 Source = ByteRange | Path
 
@@ -41,8 +43,18 @@ class WordCounter:
         self.pattern, self.options = pattern, options
         self.special_tokens = build_special_token_table(special_tokens)
         self.num_threads = options.num_threads or available_cpus()
+        if options.max_ram is not None:
+            self.num_threads = self._threads_within(options.max_ram)
         self.kernels = load_kernels("count", announce=options.announce)
         self.classes = load_character_classes(default_cache_folder())
+
+    def _threads_within(self, max_ram: int) -> int:
+        from .memory_estimate import threads_within
+
+        number = threads_within(max_ram, self.num_threads)
+        if number < self.num_threads:
+            self.options.report(f"max_ram has room for the tables of {number} of {self.num_threads} threads")
+        return number
 
     def count(self, paths: Sequence[Path], advance: Callable[[int], None] = lambda num_bytes: None) -> WordCounts:
         """The unique pretokens of all files with their counts. `advance` is told the bytes that were read."""
@@ -52,7 +64,13 @@ class WordCounter:
         from .kept_counts import load_words, save_words
 
         total = self._new_table()
+        small = [path for path in paths if path.is_file() and os.path.getsize(path) < KEPT_FROM_BYTES]
+        if small:
+            total.add_words(self._count_sources(self._sources(small), advance))
+        passed_over = set(small)
         for file_number, path in enumerate(paths):
+            if path in passed_over:
+                continue
             shards = _shards(self._sources([path]))
             for sources in shards:
                 name = cache.identity.shard(file_number, *_extent(sources)) if len(paths) + len(shards) > 2 else None
@@ -85,7 +103,8 @@ class WordCounter:
         range_bytes = max(MIN_RANGE_BYTES, min(RANGE_BYTES, size // (4 * self.num_threads)))
         if self.special_tokens.need_decoded_text:
             range_bytes = size + 1
-        sources: list[Source] = [path for path in paths if path not in plain]
+        shared_out = set(plain)
+        sources: list[Source] = [path for path in paths if path not in shared_out]
         return sources + cut_into_ranges(plain, self.pattern, self.special_tokens.tokens, range_bytes)
 
     def _count_sources(self, sources: Sequence[Source], advance: Callable[[int], None]) -> WordCounts:
@@ -93,17 +112,20 @@ class WordCounter:
         for source in sources:
             queue.put(source)
         tables = [self._new_table() for _ in range(max(1, min(self.num_threads, len(sources))))]
+        stopped = Event()
         with self._runs(len(tables)) as runs:
 
             def work(table: CountTable) -> None:
                 buffer = TextBuffer(table, always_decode=self.special_tokens.need_decoded_text)
                 while (source := _next(queue)) is not None:
                     for read in _feed(buffer, source):
+                        if stopped.is_set():
+                            return
                         advance(read)
                         if runs is not None:
                             runs.spill_if_full(table)
 
-            in_threads(work, tables)
+            in_threads(work, tables, stop=stopped.set)
             if runs is not None and runs.spilled:
                 for table in tables:
                     runs.spill(table)
@@ -116,8 +138,11 @@ class WordCounter:
         return tables[0].words()[0]
 
 
-def in_threads(work: Callable[[Any], None], parts: Sequence[Any]) -> None:
-    """Call `work` on every part at once, and raise what the first one that failed has raised."""
+def in_threads(work: Callable[[Any], None], parts: Sequence[Any], stop: Callable[[], None] = lambda: None) -> None:
+    """Call `work` on every part at once, and raise what the first one that failed has raised.
+
+    stop: called when one fails or the caller is interrupted, to tell the others.
+    """
     errors: list[BaseException] = []
 
     def call(part: Any) -> None:
@@ -125,13 +150,20 @@ def in_threads(work: Callable[[Any], None], parts: Sequence[Any]) -> None:
             work(part)
         except BaseException as error:  # raised again by the thread that waits
             errors.append(error)
+            stop()
 
     threads = [Thread(target=call, args=(part,)) for part in parts[1:]]
     for thread in threads:
         thread.start()
     call(parts[0])
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop()
+        for thread in threads:
+            thread.join()
+        raise
     if errors:
         raise errors[0]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import os
+import pickle
 import random
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cs336_numba_bpe import blocks
+from cs336_numba_bpe import blocks, constants, encoder
 from cs336_numba_bpe import tokenizer as module
 from cs336_numba_bpe.tokenizer import Tokenizer
 
@@ -123,6 +127,39 @@ def test_threads_encode_files_with_one_tokenizer(
         for num_threads in (1, 2, 3) * 3:
             found = pool.map(lambda path, n=num_threads: built.encode_to_array(path, num_threads=n).tolist(), paths)
             assert list(found) == expected
+
+
+def test_what_is_known_before_fits_whatever_its_length(compiled: None) -> None:
+    """Long pretokens may pass what an arena is cleared at."""
+    source = random.Random(5)
+    seeds = [bytes(source.choices(b"abcdefghijklmnop", k=100)) for _ in range(900)]
+    built = Tokenizer(BYTES, [], seed_words=seeds)
+    table = encoder.EncodeTable(built._encoder_vocab, max_slots=1 << 12)
+    assert table.state[constants.ARENA_USED] == 900 * 100 <= len(table.arena)
+    assert table.state[constants.IDS_USED] == 900 * 101 <= len(table.ids_arena)
+    built._stream_tables.append(table)
+    text = b" ".join(seeds).decode()
+    assert built.encode(text) == list(text.encode())
+
+
+def test_a_tokenizer_that_has_encoded_is_pickled(text: str, compiled: None) -> None:
+    built = Tokenizer(vocabulary(), MERGES, [END])
+    ids = built.encode(text)
+    built.prepare()
+    for other in (pickle.loads(pickle.dumps(built)), copy.deepcopy(built)):
+        assert other.encode(text) == ids
+    assert built.encode(text) == ids
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are posix")
+def test_a_named_pipe_is_read(tmp_path: Path, compiled: None) -> None:
+    pipe, built = tmp_path / "pipe", Tokenizer(vocabulary(), MERGES, [END])
+    os.mkfifo(pipe)
+    for encode in (built.encode_to_array, lambda path: np.concatenate(list(built.encode_arrays(path)))):
+        writer = threading.Thread(target=pipe.write_bytes, args=(b"then the end",))
+        writer.start()
+        assert encode(pipe).tolist() == built.encode("then the end")
+        writer.join()
 
 
 def test_many_malformed_bytes_in_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:

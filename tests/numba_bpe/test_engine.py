@@ -11,6 +11,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 from collections import Counter
 from itertools import pairwise, product
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_wide_places_give_the_same_merges() -> None:
     for engine in engines:
         engine.run(544)
     assert (engines[1].arena.format, engines[1].symbols.format) == ("q", "i")
-    assert MergeEngine(WordCounts.from_dict(words), 70_000).wide, "ids beyond 16 bits need wide symbols"
+    assert MergeEngine(WordCounts.from_dict({b"ab" * 40_000: 1}), 70_000).wide, "ids beyond 16 bits need wide symbols"
     assert engine_merges(engines[0]) == engine_merges(engines[1])
     assert [merge[:2] for merge in engine_merges(engines[0])] == train_merges(words, 544, "greatest_bytes")
 
@@ -197,9 +198,8 @@ def test_spilled_counts_are_the_same(
     expected = counter_contract.oracle(path)
     monkeypatch.setattr(text_buffer, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(word_counter, "FIRST_BITS", 8)
-    for module in (spill, memory_estimate):
-        monkeypatch.setattr(module, "BASE_BYTES", 1 << 20)
-        monkeypatch.setattr(module, "BYTES_PER_THREAD", 0)
+    monkeypatch.setattr(memory_estimate, "BASE_BYTES", 1 << 20)
+    monkeypatch.setattr(memory_estimate, "BYTES_PER_THREAD", 0)
     monkeypatch.setattr(spill.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(memory_estimate, "dictionary_bytes", lambda words: 0)
     found = pretoken_counter(path, max_ram=(2 << 20) + 1000, progress=True)
@@ -216,11 +216,10 @@ def test_a_ceiling_that_cant_be_kept_is_refused(
     source = random.Random(3)
     path = tmp_path / "text.txt"
     path.write_text(" ".join("".join(source.choices("abcdefghij", k=6)) for _ in range(60_000)))
-    with pytest.raises(MemoryError, match="max_ram is 10 MB, but counting on 2 threads takes about"):
+    with pytest.raises(MemoryError, match="max_ram is 10 MB, but counting takes about"):
         bpe_trainer(path, 300, max_ram="10MB", num_threads=2)
-    for module in (spill, memory_estimate):
-        monkeypatch.setattr(module, "BASE_BYTES", 1 << 20)
-        monkeypatch.setattr(module, "BYTES_PER_THREAD", 0)
+    monkeypatch.setattr(memory_estimate, "BASE_BYTES", 1 << 20)
+    monkeypatch.setattr(memory_estimate, "BYTES_PER_THREAD", 0)
     for name, size in (("SAMPLE_RANGE_BYTES", 4096), ("SAMPLED_FROM_BYTES", 100_000)):
         monkeypatch.setattr(memory_estimate, name, size)
     needed = r"merging .about [0-9,]+ unique pretokens, from a sample. takes about ([0-9]+) MB"
@@ -273,6 +272,7 @@ def test_shards_are_kept_and_reused(
     monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
     monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1000)
     monkeypatch.setattr(word_counter, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(word_counter, "KEPT_FROM_BYTES", 0)
     expected = counter_contract.oracle(prose, SPECIAL)
     count_sources = word_counter.WordCounter._count_sources
     calls = 0
@@ -295,6 +295,77 @@ def test_shards_are_kept_and_reused(
     assert pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache") == expected
     assert calls == before, "the whole count was kept but counted again"
     assert not list((tmp_path / "cache").rglob("shard_*"))
+
+
+def test_small_files_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
+    """Their counts are not kept one by one: with thousands of files that would take longer than counting them."""
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.txt"]
+    for path in paths:
+        path.write_text(f"the same and {path.name} <|pad|>")
+    monkeypatch.setattr(TrainingCache, "save_shard", None)
+    found = pretoken_counter(paths, SPECIAL, cache_dir=tmp_path / "cache")
+    assert found == counter_contract.oracle(paths, SPECIAL)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    count = word_counter.WordCounter.count
+
+    def changed_meanwhile(self, paths, advance):
+        counts = count(self, paths, advance)
+        paths[0].write_bytes(paths[0].read_bytes() + b"more")
+        return counts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(word_counter.WordCounter, "count", changed_meanwhile)
+        with pytest.raises(ValueError, match=r"prose.txt changed while it was read: start again"):
+            pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("word_counts*"))
+    buffer = text_buffer.TextBuffer(lambda text, start, stop, is_last: (stop, False))
+    with pytest.raises(ValueError, match=r"prose.txt changed while it was read: start again"):
+        list(buffer.read_range(prose, 0, prose.stat().st_size + 1))
+
+
+def test_text_without_a_cut_is_not_looked_through_at_every_block() -> None:
+    looked_through = 0
+
+    def nothing_is_settled(text, start, stop, is_last):
+        nonlocal looked_through
+        looked_through += stop - start
+        return (stop if is_last else start), False
+
+    buffer = text_buffer.TextBuffer(nothing_is_settled, block_bytes=100)
+    assert sum(buffer.read_blocks([b"x" * 100] * 1000)) == 100_000
+    assert looked_through < 4 * 100_000 and buffer.kept == 0
+
+
+def test_when_one_thread_fails_the_others_are_told() -> None:
+    stopped = threading.Event()
+
+    def work(part: str) -> None:
+        if part == "fails":
+            raise ValueError("damaged")
+        assert stopped.wait(60), "nobody told it"
+
+    with pytest.raises(ValueError, match="damaged"):
+        word_counter.in_threads(work, ["waits", "fails", "waits"], stop=stopped.set)
+
+
+@pytest.mark.parametrize(
+    ("max_ram", "threads"), [(1 << 40, 64), (2 << 30, 28), (300 << 20, 3), (200 << 20, 2), (1 << 20, 1)]
+)
+def test_a_ceiling_decides_how_many_threads_count(max_ram: int, threads: int) -> None:
+    """Tables so small that every block of text fills one would go to disk all the time."""
+    assert memory_estimate.threads_within(max_ram, 64) == threads
+    assert memory_estimate.threads_within(max_ram, 1) == 1
+
+
+def test_a_vocabulary_larger_than_any_corpus_gives(prose: Path, compiled: None) -> None:
+    """Arrays are as large as the words allow, and merging ends when no pair is left."""
+    tokens, merges = bpe_trainer(prose, 1 << 40)
+    assert len(tokens) == 256 + len(merges)
+    assert merges == train_merges(expected_counts(prose.read_bytes(), (), GPT2_PATTERN), 1 << 20, "greatest_bytes")
 
 
 def test_a_full_table_starts_again(monkeypatch: pytest.MonkeyPatch, compiled: None) -> None:
@@ -448,6 +519,7 @@ def test_a_full_disk_loses_nothing(
     monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
     monkeypatch.setattr(word_counter, "MIN_RANGE_BYTES", 1000)
     monkeypatch.setattr(word_counter, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(word_counter, "KEPT_FROM_BYTES", 0)
     expected = bpe_trainer(prose, 400, SPECIAL)
     fsync = os.fsync
     writes = failures = 0
