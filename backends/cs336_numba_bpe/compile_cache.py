@@ -38,9 +38,22 @@ _PROCESSOR_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implement
 
 
 def default_cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/cs336_registry/numba_bpe`, in the home folder's `.cache` where that is not set."""
+    """`$XDG_CACHE_HOME/cs336_registry/numba_bpe`, in the home folder's `.cache` where that is not set; a folder of this
+    user among the temporary files where that can't be made, as in a container whose home is read-only."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "cs336_registry" / "numba_bpe"
+    return _made_or_temporary(Path(root) / "cs336_registry" / "numba_bpe")
+
+
+@cache
+def _made_or_temporary(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        import tempfile
+
+        # Right there: a folder between could be somebody else's, who could exchange what it holds.
+        return Path(tempfile.gettempdir()) / f"cs336_registry_{folder.name}_{os.geteuid()}"
+    return folder
 
 
 def private_folder(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from itertools import pairwise, product
@@ -468,6 +469,14 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
     folder.chmod(0o777)
     with pytest.raises(PermissionError, match="chmod 700"):
         load_kernels("merge_wide", folder)
+
+
+def test_where_no_cache_can_be_made_a_temporary_folder_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = compile_cache.default_cache_folder()
+    assert private_folder(folder).is_dir() and folder.parent == tmp_path
 
 
 def test_other_patterns_run_through_regex(prose: Path, compiled: None) -> None:
