@@ -25,6 +25,10 @@ InputPath = StrPath | Sequence[StrPath]
 
 BLOCK_SIZE = 1 << 20
 STANDARD_INPUT = Path("-")
+_PACKINGS = (".gz", ".zst")
+_JSON_LINES = (".jsonl", ".ndjson")
+_FRAME_STEP = 1 << 10
+"""Bytes of a .zst file that are unpacked at once: a few of them may hold megabytes of text."""
 
 
 def expand(input_path: InputPath) -> list[Path]:
@@ -44,8 +48,17 @@ def expand(input_path: InputPath) -> list[Path]:
 
 
 def is_plain(path: Path) -> bool:
+def kind(path: Path) -> str:
+    """How a file is read, by the end of its name: "jsonl", "gz", "jsonl.gz", "parquet" ..., or "" where it is plain."""
+    if path.suffix == ".parquet":
+        return "parquet"
+    packing = path.suffix if path.suffix in _PACKINGS else ""
+    inner = Path(path.stem).suffix if packing else path.suffix
+    return (f".jsonl{packing}" if inner in _JSON_LINES else packing).removeprefix(".")
+
+
     """Whether the file's own bytes are its text, so that it can be read from any offset."""
-    return path != STANDARD_INPUT and path.suffix not in (".gz", ".zst", ".jsonl", ".ndjson", ".parquet")
+    return path != STANDARD_INPUT and not kind(path)
 
 
 def byte_texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[Iterator[bytes]]:
@@ -54,9 +67,9 @@ def byte_texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[
     Blocks may cut a character; bytes are as they are in the file, malformed UTF-8 included.
     """
     for path in expand(input_path):
-        if path.suffix == ".parquet":
+        if kind(path) == "parquet":
             yield from _parquet_texts(path)
-        elif path.with_suffix("").suffix in (".jsonl", ".ndjson") or path.suffix in (".jsonl", ".ndjson"):
+        elif kind(path).startswith("jsonl"):
             yield from _jsonl_texts(path)
         else:
             yield _blocks(path, block_size)

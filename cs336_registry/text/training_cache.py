@@ -2,9 +2,10 @@
 
 Under `cache_dir/{dataset}/`: `word_counts_{corpus}.bin` (and `shard_{corpus}_{shard}.bin` while counting),
 `pair_counts_{corpus}.json`, `merges_{n}_{tie_break}_{corpus}.json`, `vocab_{n}_{tie_break}_{corpus}.json`. `corpus` is
-the digest of the files' contents, the pattern and the special tokens; worker counts, file names and vocab_size are no
-part of it, so a run may continue with others. Every file carries its format, version, identity and checksum and is
-written whole or not at all; one that does not fit is reported by a warning of this module's logger and built again.
+the digest of the files' bytes and kinds, the pattern and the special tokens; worker counts, vocab_size and what files
+are called before their suffix are no part of it, so a run may continue with others. Every file carries its format,
+version, identity and checksum and is written whole or not at all; one that does not fit is reported by a warning of
+this module's logger and built again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import StrPath, atomic_write, drop_abandoned, write_text
-from .inputs import STANDARD_INPUT
+from .inputs import STANDARD_INPUT, kind
 from .vocab_files import Merges, Vocab
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _ITEMS_BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class CorpusIdentity:
-    """What word counts depend on: (size, digest) of the files, in any order, the pattern, the set of special tokens."""
+    """What word counts depend on: the files' identities, in any order, the pattern, the set of special tokens."""
 
     files: tuple[tuple[int, str], ...]
     pattern: str
@@ -119,7 +120,10 @@ def identify(paths: Sequence[Path], special_tokens: Sequence[str], pattern: str)
 
 
 def file_identity(path: Path) -> tuple[int, str]:
-    """A file's size (bytes) and the digest of its content: of the digests of its 64 MiB blocks, which threads share."""
+    """A file's size (bytes) and the digest of its content: of the digests of its 64 MiB blocks, which threads share.
+
+    How the file is read (`inputs.kind`) is part of the digest: the same bytes are other texts as .txt and as .jsonl.
+    """
     size = path.stat().st_size
 
     def digest_of_block(start: int) -> bytes:
@@ -133,7 +137,8 @@ def file_identity(path: Path) -> tuple[int, str]:
 
     with ThreadPoolExecutor() as threads:
         digests = threads.map(digest_of_block, range(0, max(size, 1), _DIGEST_BLOCK))
-        return size, hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+        content = hashlib.blake2b(b"".join(digests), digest_size=16, person=kind(path).encode())
+    return size, content.hexdigest()
 
 
 def dataset_name(paths: Sequence[Path]) -> str:

@@ -9,12 +9,13 @@ import json
 import os
 import sys
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cs336_registry.text import samples
-from cs336_registry.text.inputs import byte_texts, expand, texts, utf8
+from cs336_registry.text import inputs, samples
+from cs336_registry.text.inputs import byte_texts, expand, is_plain, kind, texts, utf8
 
 TEXT = "one 🙂\r\ntwo\x85 <|endoftext|> drei\n" * 50
 
@@ -85,6 +86,17 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, name):
 
 def test_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+@pytest.mark.parametrize("name", ["a.jsonl.txt", "a.jsonl.1", "a.ndjson.part", "a.jsonl.parquet.txt", "jsonl"])
+def test_json_lines_are_told_by_the_end_of_the_name(tmp_path, name):
+    assert [kind(Path(known)) for known in ("a.ndjson", "b.jsonl.zst", "c.d.gz", "e.parquet")] == [
+        *("jsonl", "jsonl.zst", "gz", "parquet")
+    ]
+    line = json.dumps({"text": "a"})
+    (tmp_path / name).write_text(line)
+    assert is_plain(tmp_path / name)
+    assert read(tmp_path / name) == [line]
+
+
     assert read("-") == [TEXT]
 
 

@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 
+from cs336_registry.text import shards
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.training_cache import TrainingCache, WordCounts, dataset_name, file_identity, identify
 
@@ -115,6 +116,24 @@ def test_the_identity_is_the_content(tmp_path, corpus):
     copy.write_bytes(corpus.read_bytes()[:-1] + b"!")
     assert identify([copy], ["a", "b"], GPT2_PATTERN).digest != identity.digest
     assert identity.shard(0, 0, 10) != identity.shard(0, 0, 11)
+
+
+def test_the_identity_is_how_the_content_is_read_too(tmp_path):
+    """A file that was trained on under a wrong name and then renamed is another corpus."""
+    found = {}
+    for name in ("a.txt", "b", "a.jsonl", "a.ndjson", "a.jsonl.gz", "a.gz", "a.zst", "a.parquet"):
+        (tmp_path / name).write_bytes(b"the same")
+        found[name] = identify([tmp_path / name], [], GPT2_PATTERN).digest
+    assert found["a.txt"] == found["b"]
+    assert found["a.jsonl"] == found["a.ndjson"]
+    assert len(set(found.values())) == 6
+    whole = shards.identities(shards.file_ranges([tmp_path / "a.jsonl"], GPT2_PATTERN, ()))
+    assert [(one.size, one.digest) for one in whole] == [file_identity(tmp_path / "a.jsonl")]
+
+
+def test_the_digest_of_plain_text_stays(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"text")
+    assert file_identity(tmp_path / "a.txt") == (4, "3dc510145fdf56679bb6349be5e3c53a")
 
 
 def test_every_block_of_a_file_counts(tmp_path, monkeypatch):
