@@ -121,12 +121,24 @@ def _below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise OSError(f"the folder {error.filename} can't be read ({error.strerror}): allow it, or name files instead")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names)
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            # Links may lead in a circle.
+            folders.clear()
+            continue
+        seen.add(real)
+        # Sorted, so that of several links to a folder it is always the same one that is followed.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (_followed(Path(parent, name)) for name in names if not name.startswith("."))
 
 
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _followed(path: Path) -> Path:
+    """The same path, unless it is a link to nothing."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which is not there: mend it or remove it")
+    return path
 
 
 @contextmanager
