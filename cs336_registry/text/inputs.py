@@ -154,7 +154,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             stream = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
             zstandard = _needs("zstandard", path)
-            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            stream = _Frames(raw, zstandard.ZstdDecompressor())
             damaged = (*damaged, zstandard.ZstdError)
         try:
             yield stream
@@ -166,6 +166,37 @@ def _blocks(path: Path, block_size: int) -> Iterator[bytes]:
     with _opened(path) as stream:
         while block := stream.read(block_size):
             yield block
+
+class _Frames:
+    """The text of zstandard frames one after another, as a stream.
+
+    zstandard's own stream reader ends without an error where a frame is cut short; a frame by itself knows its end.
+    """
+
+    def __init__(self, packed: IO[bytes], decompressor: Any) -> None:
+        self._texts = self._unpacked(packed, decompressor)
+        self._held = bytearray()
+
+    def read(self, size: int) -> bytes:
+        while len(self._held) < size and (text := next(self._texts, b"")):
+            self._held += text
+        block = bytes(self._held[:size])
+        del self._held[:size]
+        return block
+
+    @staticmethod
+    def _unpacked(packed: IO[bytes], decompressor: Any) -> Iterator[bytes]:
+        frame = None
+        while step := packed.read(_FRAME_STEP):
+            while step:
+                if frame is None or frame.eof:
+                    frame = decompressor.decompressobj()
+                if text := frame.decompress(step):
+                    yield text
+                step = frame.unused_data
+        if frame is not None and not frame.eof:
+            raise EOFError("it ends in the middle of a frame")
+
 
 
 def _jsonl_texts(path: Path) -> Iterator[Iterator[bytes]]:

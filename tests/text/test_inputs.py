@@ -86,6 +86,17 @@ def test_json_lines(tmp_path):
     assert "".join(next(texts(tmp_path / "b.jsonl"))) == "🙂 \ufffd"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.txt", "a.jsonl.1", "a.ndjson.part", "a.jsonl.parquet.txt", "jsonl"])
+def test_json_lines_are_told_by_the_end_of_the_name(tmp_path, name):
+    assert [kind(Path(known)) for known in ("a.ndjson", "b.jsonl.zst", "c.d.gz", "e.parquet")] == [
+        *("jsonl", "jsonl.zst", "gz", "parquet")
+    ]
+    line = json.dumps({"text": "a"})
+    (tmp_path / name).write_text(line)
+    assert is_plain(tmp_path / name)
+    assert read(tmp_path / name) == [line]
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `files`")
     from pyarrow import parquet
@@ -94,6 +105,11 @@ def test_parquet(tmp_path):
     assert read(tmp_path / "a.parquet") == [TEXT, "ü"]
     parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r'b\.parquet has no column "text": it has body'):
+        read(tmp_path / "b.parquet")
+    parquet.write_table(pyarrow.table({"text": ["ü".encode(), None, b"\xff"]}), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet") == ["ü", "\ufffd"]
+    parquet.write_table(pyarrow.table({"text": [[1], [2]]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r'b\.parquet: the column "text" has the type list<.*int64>: expected strings'):
         read(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(ValueError, match=r"c\.parquet is not a readable parquet file"):
