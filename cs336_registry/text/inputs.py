@@ -35,7 +35,8 @@ def expand(input_path: InputPath) -> list[Path]:
     """The files that `input_path` names, in a fixed order.
 
     A folder gives every file below it whose name has no leading dot, sorted; a string with `*`, `?` or `[` that is no
-    file's name is a glob (`**` for any depth). Raises FileNotFoundError for a name without a file behind it.
+    file's name is a glob (`**` for any depth). Links are followed; a folder that several lead to is read once. Raises
+    FileNotFoundError for a name or a link without a file behind it.
     """
     if isinstance(input_path, str | os.PathLike):
         return _expand_one(input_path)
@@ -47,7 +48,6 @@ def expand(input_path: InputPath) -> list[Path]:
     return paths
 
 
-def is_plain(path: Path) -> bool:
 def kind(path: Path) -> str:
     """How a file is read, by the end of its name: "jsonl", "gz", "jsonl.gz", "parquet" ..., or "" where it is plain."""
     if path.suffix == ".parquet":
@@ -57,6 +57,7 @@ def kind(path: Path) -> str:
     return (f".jsonl{packing}" if inner in _JSON_LINES else packing).removeprefix(".")
 
 
+def is_plain(path: Path) -> bool:
     """Whether the file's own bytes are its text, so that it can be read from any offset."""
     return path != STANDARD_INPUT and not kind(path)
 
@@ -99,16 +100,17 @@ def utf8(text: str) -> bytes:
 def _expand_one(name: StrPath) -> list[Path]:
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"input_path holds {name!r}: a path is a string or a pathlib.Path")
-    path = Path(name)
+    path = _followed(Path(name))
     if path == STANDARD_INPUT or path.is_file() or path.is_fifo():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in _below(path) if file.is_file() and not _is_hidden(file.relative_to(path)))
+        found = sorted(file for file in _below(path) if file.is_file())
         if not found:
             raise FileNotFoundError(f"the folder {path} has no files: pass a file or a folder with text files in it")
         return found
     if any(character in str(name) for character in "*?["):
-        matches = sorted(Path(match) for match in glob.glob(str(name), recursive=True) if os.path.isfile(match))
+        found = map(_followed, map(Path, glob.glob(str(name), recursive=True)))
+        matches = sorted(match for match in found if match.is_file())
         if not matches:
             raise FileNotFoundError(f"no file matches {str(name)!r}: check the pattern and the folder {Path.cwd()}")
         return matches
@@ -116,7 +118,10 @@ def _expand_one(name: StrPath) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Everything below a folder; Path.rglob passes over folders that it may not read, and the text would be missing."""
+    """What is below a folder and not hidden, through links, too.
+
+    Path.rglob passes over linked folders and those that it may not read, and the text would be missing.
+    """
 
     def refuse(error: OSError) -> None:
         raise OSError(f"the folder {error.filename} can't be read ({error.strerror}): allow it, or name files instead")
@@ -162,11 +167,6 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             raise ValueError(f"{path} is damaged ({error}): fetch or compress it again") from None
 
 
-def _blocks(path: Path, block_size: int) -> Iterator[bytes]:
-    with _opened(path) as stream:
-        while block := stream.read(block_size):
-            yield block
-
 class _Frames:
     """The text of zstandard frames one after another, as a stream.
 
@@ -197,6 +197,11 @@ class _Frames:
         if frame is not None and not frame.eof:
             raise EOFError("it ends in the middle of a frame")
 
+
+def _blocks(path: Path, block_size: int) -> Iterator[bytes]:
+    with _opened(path) as stream:
+        while block := stream.read(block_size):
+            yield block
 
 
 def _jsonl_texts(path: Path) -> Iterator[Iterator[bytes]]:
@@ -238,8 +243,13 @@ def _parquet_texts(path: Path) -> Iterator[Iterator[bytes]]:
                 )
             for batch in file.iter_batches(batch_size=256, columns=["text"]):
                 for value in batch.column(0):
-                    if (text := value.as_py()) is not None:
-                        yield iter((utf8(text),))
+                    if (text := value.as_py()) is None:
+                        continue
+                    if not isinstance(text, str | bytes):
+                        raise ValueError(
+                            f'{path}: the column "text" has the type {value.type}: expected strings, or bytes of UTF-8'
+                        )
+                    yield iter((text if isinstance(text, bytes) else utf8(text),))
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable parquet file ({error}): fetch or write it again") from None
 
@@ -250,6 +260,6 @@ def _needs(package: str, path: Path) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"reading {path} needs the package {package}: pip install 'cs336-registry[files]'", name=package
         ) from None

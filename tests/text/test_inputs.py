@@ -157,14 +157,17 @@ def test_errors_name_the_path(tmp_path):
 
 def test_long_files_take_little_memory(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 3_000_000))
+    assert largest_memory(tmp_path / "a.txt.gz", 30_000_000) < 8_000_000
+
+
+def largest_memory(path, size):
+    """The most that reading a file of so much text takes (bytes)."""
     tracemalloc.start()
     try:
-        size = sum(len(block) for text in byte_texts(tmp_path / "a.txt.gz") for block in text)
-        _, peak = tracemalloc.get_traced_memory()
+        assert sum(len(block) for text in byte_texts(path) for block in text) == size
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert size == 30_000_000
-    assert peak < 8_000_000
 
 
 def test_utf8_of_surrogates():
@@ -173,11 +176,6 @@ def test_utf8_of_surrogates():
 
 
 def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
-    assert largest_memory(tmp_path / "a.txt.gz", 30_000_000) < 8_000_000
-
-
-def largest_memory(path, size):
-    """The most that reading a file of so much text takes (bytes)."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "a.txt").write_text("text")
     (tmp_path / "sealed").mkdir()
@@ -192,3 +190,23 @@ def largest_memory(path, size):
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(OSError, match=r"the folder .*sealed can't be read \(Permission denied\): allow it, or name"):
         expand(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are posix")
+def test_links_are_followed(tmp_path):
+    for name in ("corpus/a.txt", "elsewhere/b.txt", "elsewhere/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    corpus = tmp_path / "corpus"
+    (corpus / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus / "linked_too").symlink_to(tmp_path / "elsewhere")
+    (corpus / ".hidden").symlink_to("nothing")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(corpus)
+    (tmp_path / "elsewhere" / "self").symlink_to(".")
+    assert expand(corpus) == [corpus / name for name in ("a.txt", "linked/b.txt", "linked/deep/c.txt")]
+    (corpus / "z.txt").symlink_to("gone.txt")
+    for path in (corpus, corpus / "z.txt", str(corpus / "*.txt")):
+        with pytest.raises(
+            FileNotFoundError, match=r"corpus/z\.txt is a link to gone\.txt, which is not there: mend it"
+        ):
+            expand(path)
