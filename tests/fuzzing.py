@@ -61,7 +61,7 @@ def _random_content(source: random.Random) -> bytes:
     if kind == 2:
         return samples.tricky_bytes(source.randrange(80), seed=source.getrandbits(32))
     if kind == 3:
-        pieces = [*WHITE_SPACE, "a", "1", ".", "é", "日", "'s", " the"]
+        pieces = [*WHITE_SPACE, "a", "1", ".", "é", "日", "。", "。\n", "'s", " the"]
         return "".join(source.choice(pieces) for _ in range(source.randrange(150))).encode()
     if kind == 4:
         repeated = source.choice((b"a", b"ab", b"'s", b" ", b"\n", "é".encode(), b"\xff", b". "))

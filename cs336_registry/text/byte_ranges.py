@@ -1,9 +1,12 @@
-"""Cutting a file into byte ranges that can be counted alone: no pretoken and no special token crosses a cut.
+r"""Cutting a file into byte ranges that can be counted alone: no pretoken and no special token crosses a cut.
 
-A cut lies between a visible ASCII character and a space or a newline: no pretoken of GPT-2's pattern has these inside,
-and no UTF-8 sequence, sound or broken, goes on across two ASCII bytes. In cl100k's pattern newlines belong to the
-punctuation before them, so there only a letter or a digit may come before one. For any other pattern a cut lies at the
-end of a special token. Ranges do not depend on the number of workers.
+In the named patterns nothing holds white space behind anything else, but for cl100k's line ends after marks, and no
+alternative looks back. So a cut is safe behind a visible character and before a space or, in GPT-2's pattern, a
+newline; in cl100k's a newline only behind a letter or a number (here: an ASCII one). There it is safe behind a newline,
+too, before a visible character: `\s*[\r\n]` gives in the middle what `\s++$` gives at the end, and marks keep their
+line ends. A visible character is whole in UTF-8, so it decodes alike whatever bytes come before and after it.
+
+For any other pattern a cut lies at the end of a special token. Ranges do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -17,9 +20,23 @@ from typing import IO
 from .patterns import CL100K_PATTERN, GPT2_PATTERN
 
 WINDOW = 1 << 12
+_WIDE = (
+    rb"[\xc2-\xdf][\x80-\xbf]",
+    rb"(?:\xe0[\xa0-\xbf]|\xed[\x80-\x9f]|[\xe1-\xec\xee\xef][\x80-\xbf])[\x80-\xbf]",
+    rb"(?:\xf0[\x90-\xbf]|\xf4[\x80-\x8f]|[\xf1-\xf3][\x80-\xbf])[\x80-\xbf]{2}",
+)
+"""The characters of two, three and four bytes: https://www.unicode.org/versions/latest, table 3-7."""
+_BLANK = (rb"\xc2[\x80-\xa0]", rb"\xe1\x9a\x80|\xe1\xa0\x8e|\xe2\x80[\x80-\x8f\xa8-\xaf]|\xe2\x81\x9f|\xe3\x80\x80")
+"""White space among them, of all versions of Unicode, with some neighbours; no character of four bytes is."""
+_VISIBLE = rb"(?:[!-~]|(?!%s)(?:%s))" % (b"|".join(_BLANK), b"|".join(_WIDE))
+_BEHIND_VISIBLE = rb"(?:(?<=[!-~][ \n])|(?:%s)%s)" % (
+    b"|".join(rb"(?<=(?:%s)[ \n])" % character for character in _WIDE),
+    b"".join(rb"(?<!(?:%s)[ \n])" % character for character in _BLANK),
+)
+# They begin with the space or newline, which is found fast. An empty group stands where the cut lies behind it.
 _SAFE = {
-    GPT2_PATTERN: re.compile(rb"[!-~](?=[ \n])"),
-    CL100K_PATTERN: re.compile(rb"[!-~](?= )|[0-9A-Za-z](?=\n)"),
+    GPT2_PATTERN: re.compile(rb"[ \n]%s" % _BEHIND_VISIBLE),
+    CL100K_PATTERN: re.compile(rb"[ \n](?:(?<= )%s|(?<=[0-9A-Za-z]\n)|(?<=\n)(?=%s)())" % (_BEHIND_VISIBLE, _VISIBLE)),
 }
 _REPLACEMENT_CHARACTER = "\ufffd"
 
@@ -45,26 +62,27 @@ def byte_ranges(path: Path, pattern: str, special_tokens: Sequence[str], range_b
 
 
 def _first_cut(file: IO[bytes], offset: int, size: int, tokens: Sequence[bytes], find_cut: FindCut) -> int | None:
-    """The first cut after `offset`; the window grows until it holds one."""
-    margin = 2 * max(map(len, tokens), default=1)
-    window = WINDOW + 2 * margin
-    start = max(0, offset - margin)
+    """The first cut after `offset`, looked for in windows that overlap by what surrounds a cut."""
+    # Twice, for a token may stand on either side of the place; a character has up to four bytes.
+    margin = 2 * max((4, *map(len, tokens)))
     while True:
+        start = max(0, offset - margin)
         file.seek(start)
-        content = file.read(window)
+        content = file.read(WINDOW + 3 * margin)
+        is_last = start + len(content) >= size
         # A token that begins near the window's end may go on beyond it, unless the file ends there.
-        reach = len(content) if start + len(content) >= size else len(content) - margin
+        reach = len(content) if is_last else len(content) - margin
         cut = find_cut(content, offset - start, reach, tokens)
         if cut is not None:
             return start + cut
-        if start + len(content) >= size:
+        if is_last:
             return None
-        window *= 2
+        offset = start + reach - margin
 
 
 def _safe_place(safe: re.Pattern[bytes], content: bytes, begin: int, reach: int, tokens: Sequence[bytes]) -> int | None:
-    for match in safe.finditer(content, begin, reach):
-        cut = match.end()
+    for match in safe.finditer(content, begin + 1, reach):
+        cut = match.end() if match.lastindex else match.start()
         # Any occurrence in the slice has bytes on both sides of the cut.
         if not any(token in content[max(0, cut - len(token) + 1) : cut + len(token) - 1] for token in tokens):
             return cut
