@@ -69,7 +69,8 @@ def _first_cut(file: IO[bytes], offset: int, size: int, tokens: Sequence[bytes],
         start = max(0, offset - margin)
         file.seek(start)
         content = file.read(WINDOW + 3 * margin)
-        is_last = start + len(content) >= size
+        # A short read: the file lost bytes since it was measured, which whoever reads its ranges reports.
+        is_last = start + len(content) >= size or len(content) < WINDOW + 3 * margin
         # A token that begins near the window's end may go on beyond it, unless the file ends there.
         reach = len(content) if is_last else len(content) - margin
         cut = find_cut(content, offset - start, reach, tokens)

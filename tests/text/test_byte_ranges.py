@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import tracemalloc
 from itertools import pairwise, product
@@ -110,3 +111,10 @@ def test_ranges_follow_each_other(tmp_path):
     ranges = byte_ranges.byte_ranges(tmp_path / "text", GPT2_PATTERN, (), 500)
     assert len(ranges) > 10
     assert all(one[1] == other[0] for one, other in pairwise(ranges))
+
+
+@pytest.mark.parametrize("pattern", [GPT2_PATTERN, r"\S+|\s+"], ids=["gpt2", "own"])
+def test_a_file_that_becomes_shorter_ends_the_search(tmp_path, monkeypatch, pattern):
+    (tmp_path / "text").write_bytes(b"a" * 100_000)
+    monkeypatch.setattr(byte_ranges, "open", lambda path, mode: io.BytesIO(b"a" * 50_000), raising=False)
+    assert byte_ranges.byte_ranges(tmp_path / "text", pattern, ["<|endoftext|>"], 1000) == [(0, 100_000)]
