@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ StrPath = str | os.PathLike[str]
 
 ABANDONED_SECONDS = 3600.0
 """A temporary file that nobody has written to for so long is what a killed writer left."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -26,10 +28,13 @@ def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[
     """A file that appears under `path`, complete, when the block ends without an error, and not at all otherwise.
 
     Folders on the way are made. Text is UTF-8 and its newlines are not translated. A symbolic link is written through.
+    What killed writers of the same file left is removed.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    start = f".{target.name[:100]}."
+    drop_abandoned(target.parent, re.escape(start) + r"[0-9a-f]{12}\.tmp")
+    temporary = target.with_name(f"{start}{secrets.token_hex(6)}.tmp")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
     try:
         with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
@@ -42,17 +47,22 @@ def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[
             temporary.unlink()
         if isinstance(error, OSError) and error.filename == str(temporary):
             error.filename = str(target)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             told = f"{os.strerror(error.errno)}: what was complete before is kept; free some space and run it again"
             raise OSError(error.errno, told, str(target)) from None
         raise
     sync_folder(target.parent)
 
 
-def drop_abandoned(folder: StrPath) -> None:
-    """Remove the temporary files that killed writers left in `folder`; one that is still being written stays."""
-    for path in Path(folder).glob(".*.tmp"):
-        with suppress(FileNotFoundError):
+def drop_abandoned(folder: StrPath, names: str = r"\..*\.tmp") -> None:
+    """Remove the temporary files that killed writers left in `folder`; one that is still being written stays.
+
+    names: a regular expression that their names match as a whole.
+    """
+    for name in filter(re.compile(names, re.DOTALL).fullmatch, os.listdir(folder)):
+        path = Path(folder, name)
+        # Another process was faster, or it is another user's.
+        with suppress(FileNotFoundError, PermissionError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 path.unlink()
 

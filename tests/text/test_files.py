@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,17 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, monkeypatch, ful
     assert (tmp_path / "a.txt").read_text() == "old"
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_what_killed_writers_of_the_same_file_left_goes_once_it_is_old(tmp_path):
+    names = (".a[1].bin.0123456789ab.tmp", ".a[1].bin.ba9876543210.tmp", ".a[1].bin.backup.tmp", ".b.0123456789ab.tmp")
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        if name != names[1]:
+            os.utime(tmp_path / name, (0, 0))
+    with atomic_write(tmp_path / "a[1].bin") as file:
+        assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], Path(file.name).name])
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "a[1].bin"])
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
