@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..text.files import DISK_FULL
 
 if TYPE_CHECKING:
     from ..decision import Decision
@@ -66,13 +69,18 @@ def distinct(paths: Sequence[Path], duplicates: str, digests: Sequence[tuple[int
 
 @contextmanager
 def disk_full(out: Path) -> Iterator[None]:
-    """Says what a full disk means for the command."""
+    """Says what a full disk means for the command, and which one it is where that is not the one with `out`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
+        place, cure = "", "free some space"
+        if error.filename is not None and not Path(error.filename).is_relative_to(os.path.realpath(out)):
+            place = f" (by writing {error.filename})"
+            if Path(error.filename).is_relative_to(tempfile.gettempdir()):
+                cure = "free some space there, or set TMPDIR to a folder with more,"
         raise OSError(
-            f"the disk is full while {out} is made: what was complete before is kept; free some space and run the "
+            f"the disk is full while {out} is made{place}: what was complete before is kept; {cure} and run the "
             f"same command again"
         ) from None
