@@ -127,21 +127,29 @@ def _summary(ids: list[int], vocab: dict[int, bytes]) -> dict[str, Any]:
 
 
 def _texts(corpus: str, limit: int) -> Iterator[str]:
-    """The text in blocks of about a megabyte that end at a line's end, up to `limit` bytes."""
+    """The first `limit` bytes of the text, in blocks of about a megabyte that end where a line does, if one does."""
     left = limit
     for blocks in byte_texts(corpus):
         held = ""
         for block in decoded(blocks):
             held += block
-            cut = held.rfind("\n") + 1
-            if cut:
-                yield held[:cut]
-                left -= len(held[:cut].encode("utf-8", "replace"))
-                held = held[cut:]
-            if left <= 0:
+            if (size := _size(held)) >= left:
+                yield _beginning(held, left)
                 return
+            if cut := held.rfind("\n") + 1:
+                yield held[:cut]
+                held = held[cut:]
+                left -= size - _size(held)
         if held:
             yield held
-            left -= len(held.encode("utf-8", "replace"))
-        if left <= 0:
-            return
+            left -= _size(held)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _beginning(text: str, size: int) -> str:
+    """The characters that are whole in the first `size` bytes, and one at least."""
+    whole = text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
+    return whole or text[:1]
