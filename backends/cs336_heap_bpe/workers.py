@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -40,7 +41,8 @@ def check_num_workers(num_workers: int | None) -> int:
 def run_in_processes(target: str, jobs: Sequence[tuple], num_workers: int) -> Iterator[tuple[int, Any]]:
     """(position of the job, result) as results come, of `target` ("module:function") called with each job's arguments.
 
-    One worker means this process. An exception of the function is raised here.
+    One worker means this process. An exception of the function is raised here. Two jobs a worker are under way at most:
+    results wait for whoever takes them, and do not pile up.
     """
     if num_workers == 1 or len(jobs) < 2:
         function = _function(target)
@@ -48,26 +50,39 @@ def run_in_processes(target: str, jobs: Sequence[tuple], num_workers: int) -> It
             yield position, function(*job)
         return
     workers: list[subprocess.Popen] = []
-    own = threading.local()
+    own, ending = threading.local(), threading.Event()
 
     def call(job: tuple) -> Any:
         if not hasattr(own, "worker"):
             own.worker = _start()
             workers.append(own.worker)
+            if ending.is_set():
+                # It came too late for those who kill: they wait for this thread, and it would wait for an answer.
+                own.worker.kill()
         return _ask(own.worker, target, job)
 
     threads = ThreadPoolExecutor(min(num_workers, len(jobs)))
+    waiting = enumerate(jobs)
+    positions: dict[Future, int] = {}
+
+    def submit(number: int) -> None:
+        positions.update((threads.submit(call, job), position) for position, job in islice(waiting, number))
+
     try:
-        positions = {threads.submit(call, job): position for position, job in enumerate(jobs)}
-        for future in as_completed(positions):
+        submit(2 * num_workers)
+        while positions:
+            future = next(as_completed(positions))
             # Results are large: none is kept once it has been handed on.
             yield positions.pop(future), future.result()
+            submit(1)
     finally:
+        ending.set()
         for worker in workers:
             worker.kill()
         threads.shutdown(cancel_futures=True)
         for worker in workers:
-            with worker:
+            # A call that was cut off is still in the buffer of the pipe, and would be written as it is closed.
+            with suppress(BrokenPipeError), worker:
                 worker.wait()
 
 
@@ -77,11 +92,12 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    calls: SimpleQueue[tuple[str, tuple]] = SimpleQueue()
+    calls: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_receive, args=(calls,), daemon=True).start()
     while True:
-        target, job = calls.get()
+        call = calls.get()
         try:
+            target, job = pickle.loads(call)
             answer = True, _function(target)(*job)
         except Exception as error:
             answer = False, error
@@ -90,13 +106,14 @@ def serve() -> None:
             answers.flush()
 
 
-def _receive(calls: SimpleQueue[tuple[str, tuple]]) -> None:
+def _receive(calls: SimpleQueue[bytes]) -> None:
     """Hand on what comes through the pipe; end the process with it, whatever is being worked on."""
-    while True:
-        try:
+    try:
+        while True:
             calls.put(pickle.load(sys.stdin.buffer))
-        except (EOFError, OSError, pickle.UnpicklingError):
-            os._exit(0)
+    finally:
+        # Without this thread the process would outlive its pipe, and its parent wait for an answer.
+        os._exit(0)
 
 
 def _start() -> subprocess.Popen:
@@ -106,7 +123,9 @@ def _start() -> subprocess.Popen:
 
 def _ask(worker: subprocess.Popen, target: str, job: tuple) -> Any:
     try:
-        pickle.dump((target, job), worker.stdin, pickle.HIGHEST_PROTOCOL)
+        # Pickled twice: a worker takes in the whole call, then fails to read it as it would fail at the work itself.
+        call = pickle.dumps((target, job), pickle.HIGHEST_PROTOCOL)
+        pickle.dump(call, worker.stdin, pickle.HIGHEST_PROTOCOL)
         worker.stdin.flush()
         succeeded, result = pickle.load(worker.stdout)
     except (EOFError, OSError, pickle.UnpicklingError):

@@ -13,6 +13,13 @@ def dying(argument):
     os._exit(3)
 
 
+class Unreadable:
+    """What can be sent, and not be received."""
+
+    def __reduce__(self):
+        return failing, ("receiver",)
+
+
 def doubled(number):
     print("this goes to stderr, not into the answers")
     return 2 * number

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
+from itertools import count
 
 import pytest
 from cs336_heap_bpe import bpe_trainer, memory_plan, pair_merger, pretoken_counter, workers
@@ -20,6 +22,9 @@ from cs336_registry.text.accumulator import Accumulator
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN
 from cs336_registry.text.training_cache import WordCounts
 from tests.corpora import english
+
+from .calls import Unreadable
+from .test_resume import wait_for
 
 PATTERNS = (GPT2_PATTERN, CL100K_PATTERN, r"\S+|\s+(?=\S)|\s")
 
@@ -194,6 +199,48 @@ def test_workers_answer_fail_and_die(capfd):
     with pytest.raises(ChildProcessError, match="a worker process ended with exit code 3"):
         list(workers.run_in_processes(f"{here}:dying", [(1,), (2,)], 2))
     assert "not into the answers" in capfd.readouterr().err
+
+
+def test_a_job_that_no_worker_can_read_is_an_error():
+    with pytest.raises(ValueError, match="no receiver"):
+        list(workers.run_in_processes("tests.heap_bpe.calls:doubled", [(Unreadable(),)] * 4, 2))
+
+
+def test_a_worker_that_starts_while_the_others_are_killed_is_killed_too(monkeypatch):
+    start, turns, started = workers._start, count(), []
+
+    def start_one_when_the_other_is_killed():
+        if next(turns) == 1:
+            wait_for(lambda: started, lambda found: found and found[0].poll() is not None)
+        started.append(start())
+        return started[-1]
+
+    def run():
+        with pytest.raises(ValueError, match="no luck"):
+            list(workers.run_in_processes("tests.heap_bpe.calls:failing", [("luck",)] * 2, 2))
+
+    monkeypatch.setattr(workers, "_start", start_one_when_the_other_is_killed)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(120)
+    for worker in started:
+        worker.kill()
+    assert not thread.is_alive(), "a worker was waited for that nothing ended"
+
+
+def test_results_that_nobody_takes_do_not_pile_up():
+    drawn = []
+
+    class Jobs(list):
+        def __iter__(self):
+            for job in super().__iter__():
+                drawn.append(job)
+                yield job
+
+    results = workers.run_in_processes("tests.heap_bpe.calls:doubled", Jobs((n,) for n in range(20)), 2)
+    for taken, (position, result) in enumerate(results):
+        assert result == 2 * position
+        assert len(drawn) <= taken + 4
 
 
 def test_a_script_without_a_guard_may_train(tmp_path):
