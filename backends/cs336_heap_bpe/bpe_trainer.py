@@ -15,7 +15,7 @@ from cs336_registry.text.vocab_files import Merges, Vocab
 
 from .memory_plan import Ceiling
 from .pair_merger import PairMerger
-from .pretoken_counter import count_words, open_cache
+from .pretoken_counter import count_words, file_states, open_cache
 from .workers import check_num_workers
 
 
@@ -43,8 +43,9 @@ def bpe_trainer(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every}: it must be at least 1 merge")
     workers, ceiling = check_num_workers(num_workers), Ceiling(bytes_of(max_ram), progress=bool(progress))
+    states = file_states(paths)
     cache = open_cache(cache_dir, paths, special_tokens, pattern)
-    words = count_words(paths, special_tokens, pattern, workers, cache, ceiling)
+    words = count_words(paths, special_tokens, pattern, workers, cache, ceiling, states)
     check_counts(words.counts, input_path)
     return train(words, vocab_size, special_tokens, tie_break, cache, checkpoint_every, bool(progress))
 

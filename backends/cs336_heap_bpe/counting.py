@@ -80,11 +80,19 @@ def count_range(
 
 
 def range_blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+    """The bytes from `start` to `end`. Raises ValueError where the file ends before them."""
     with open(path, "rb") as file:
         file.seek(start)
-        while start < end and (block := file.read(min(BLOCK_SIZE, end - start))):
+        while start < end:
+            block = file.read(min(BLOCK_SIZE, end - start))
+            if not block:
+                raise changed(path)
             start += len(block)
             yield block
+
+
+def changed(path: Path) -> ValueError:
+    return ValueError(f"{path} changed while it was read: run this again when it is complete")
 
 
 class _Words:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cs336_registry.components.pretoken_counter import check
@@ -15,7 +15,7 @@ from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.training_cache import TrainingCache, WordCounts, identify
 
-from .counting import count_texts
+from .counting import changed, count_texts
 from .memory_plan import Ceiling
 from .workers import check_num_workers, run_in_processes
 
@@ -43,10 +43,19 @@ def pretoken_counter(
     themselves would not fit, before counting where a sample shows it. progress: True reports on stderr.
     """
     paths, special_tokens = check(input_path, special_tokens, pattern)
-    workers = check_num_workers(num_workers)
+    workers, states = check_num_workers(num_workers), file_states(paths)
     cache = open_cache(cache_dir, paths, special_tokens, pattern)
     ceiling = Ceiling(bytes_of(max_ram), merging=False, progress=bool(progress))
-    return count_words(paths, special_tokens, pattern, workers, cache, ceiling).to_dict()
+    return count_words(paths, special_tokens, pattern, workers, cache, ceiling, states).to_dict()
+
+
+FileStates = Mapping[Path, tuple[int, int]]
+"""Sizes (bytes) and times of change (ns) of files."""
+
+
+def file_states(paths: Sequence[Path]) -> FileStates:
+    """The files' states, to be taken before they are identified: what is counted must be what was identified."""
+    return {path: _state(path) for path in paths if path.is_file()}
 
 
 def open_cache(
@@ -63,10 +72,14 @@ def count_words(
     num_workers: int,
     cache: TrainingCache | None,
     ceiling: Ceiling,
+    states: FileStates,
 ) -> WordCounts:
-    """Sorted counts of all files: from the cache, or shard by shard, each kept as soon as it is counted."""
+    """Sorted counts of all files: from the cache, or shard by shard, each kept as soon as it is counted.
+
+    Raises ValueError for a file that is no longer in the state it had in `states`; nothing is kept of it.
+    """
     if cache is None or (words := cache.load_word_counts()) is None:
-        words = _counted(paths, special_tokens, pattern, num_workers, cache, ceiling)
+        words = _counted(paths, special_tokens, pattern, num_workers, cache, ceiling, states)
         if cache is not None:
             cache.save_word_counts(words)
     ceiling.check(words)
@@ -80,6 +93,7 @@ def _counted(
     num_workers: int,
     cache: TrainingCache | None,
     ceiling: Ceiling,
+    states: FileStates,
 ) -> WordCounts:
     jobs = [
         (number, path, start, end)
@@ -106,7 +120,8 @@ def _counted(
         report.resume(done)
         calls = [(path, start, end, pattern, special_tokens, plan.most_words) for _, path, start, end in missing]
         for position, words in run_in_processes("cs336_heap_bpe.counting:count_range", calls, plan.num_workers):
-            number, _, start, end = missing[position]
+            number, path, start, end = missing[position]
+            _refuse_changed(states, [path])
             # A single shard is the whole: the total is kept right after it.
             if cache is not None and len(jobs) > 1:
                 cache.save_shard(cache.identity.shard(number, start, end), words)
@@ -117,7 +132,19 @@ def _counted(
             # One process reads what is not plain: these files can't be entered in the middle.
             for words in count_texts(map(decoded, byte_texts(other)), pattern, special_tokens, plan.most_words):
                 accumulator.add(words)
+        _refuse_changed(states, paths)
         return accumulator.total()
+
+
+def _refuse_changed(states: FileStates, paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path in states and _state(path) != states[path]:
+            raise changed(path)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _shard_bytes(path: Path) -> int:

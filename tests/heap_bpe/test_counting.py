@@ -86,6 +86,12 @@ def test_words_are_turned_into_pretokens_and_given_away_before_they_are_too_many
     assert list(found.items()) == list(expected.items())
 
 
+def test_a_range_that_ends_early_is_not_counted(tmp_path):
+    (tmp_path / "a").write_text("a text that was longer")
+    with pytest.raises(ValueError, match=r"a changed while it was read"):
+        count_range(tmp_path / "a", 2, 30, GPT2_PATTERN, ())
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 5])
 def test_workers_agree(tmp_path, monkeypatch, num_workers):
     monkeypatch.setattr(pretoken_counter, "ONE_PROCESS_BYTES", 0)

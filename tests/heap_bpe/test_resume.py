@@ -15,7 +15,9 @@ import time
 import pytest
 from cs336_heap_bpe import pretoken_counter as counter_module
 from cs336_heap_bpe.bpe_trainer import bpe_trainer
+from cs336_heap_bpe.pretoken_counter import pretoken_counter
 
+from cs336_registry.text import training_cache
 from cs336_registry.text.vocab_files import Merges
 from tests.corpora import SPECIAL_TOKENS, english
 
@@ -204,6 +206,27 @@ def test_merges_of_other_words_are_found_out(corpus, tmp_path, caplog):
     assert found == expected
     assert "merges_700_" in caplog.text
     assert "does not occur; it will be built again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: content[:-1000], lambda content: content[:-1] + b"!"], ids=["shorter", "as_long"]
+)
+def test_a_file_that_changes_while_it_is_counted_is_refused_and_nothing_is_kept(corpus, tmp_path, monkeypatch, change):
+    content, cache = corpus.read_bytes(), tmp_path / "cache"
+    expected = pretoken_counter(corpus, SPECIAL_TOKENS)
+
+    def identify_and_change(*arguments):
+        identity = training_cache.identify(*arguments)
+        corpus.write_bytes(change(content))
+        return identity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counter_module, "identify", identify_and_change)
+        with pytest.raises(ValueError, match=r"corpus.txt changed while it was read: run this again"):
+            pretoken_counter(corpus, SPECIAL_TOKENS, num_workers=1, cache_dir=cache)
+    assert not list(cache.rglob("*.bin"))
+    corpus.write_bytes(content)
+    assert pretoken_counter(corpus, SPECIAL_TOKENS, num_workers=1, cache_dir=cache) == expected
 
 
 def test_hash_seeds_workers_and_shards_do_not_matter(corpus):
