@@ -81,8 +81,8 @@ class Tokenizer:
         workers = check_num_workers(num_workers)
         if workers == 1 or sum(map(len, texts)) <= ONE_PROCESS_CHARACTERS:
             return [self.encode(text) for text in texts]
-        size = -(-len(texts) // (4 * workers))
-        jobs = [(self._state, texts[start : start + size]) for start in range(0, len(texts), size)]
+        size, state = -(-len(texts) // (4 * workers)), self._state
+        jobs = [(state, texts[start : start + size]) for start in range(0, len(texts), size)]
         arrays = chain.from_iterable(_in_order("cs336_heap_bpe.tokenizer:encode_texts", jobs, workers))
         return [array.tolist() for array in arrays]
 
@@ -91,11 +91,11 @@ class Tokenizer:
 
         Plain files are shared out by byte ranges; the arrays come in the order of the text.
         """
-        workers, paths = check_num_workers(num_workers), expand(input_path)
+        workers, paths, state = check_num_workers(num_workers), expand(input_path), self._state
         for path in paths:
             if is_plain(path) and path.is_file():
                 ranges = byte_ranges(path, self.pattern, self.special_tokens, FILE_SHARD)
-                jobs = [(self._state, path, start, end) for start, end in ranges]
+                jobs = [(state, path, start, end) for start, end in ranges]
                 yield from _in_order("cs336_heap_bpe.tokenizer:encode_range", jobs, workers)
             else:
                 for text in byte_texts(path):
@@ -110,6 +110,7 @@ class Tokenizer:
 
     @property
     def _state(self) -> bytes:
+        """What a worker makes the same tokenizer of: to be asked for once a call, and shared by its jobs."""
         return pickle.dumps((self.vocab, self.merges, self.special_tokens, self.pattern))
 
 

@@ -70,6 +70,17 @@ def test_files(tokenizer, tmp_path, monkeypatch, num_workers):
     assert np.concatenate(arrays).tolist() == tokenizer.encode(text) + tokenizer.encode(english(5_000))
 
 
+def test_jobs_share_what_the_tokenizer_is_made_of(tokenizer, tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(module, "FILE_SHARD", 1000)
+    monkeypatch.setattr(module, "ONE_PROCESS_CHARACTERS", 0)
+    monkeypatch.setattr(module, "_in_order", lambda target, found, workers: jobs.append(found) or [])
+    (tmp_path / "a.txt").write_text(english(20_000), encoding="utf-8")
+    list(tokenizer.encode_files(tmp_path / "a.txt", num_workers=2))
+    tokenizer.encode_batch(["text"] * 20, num_workers=2)
+    assert [len({id(state) for state, *_ in found}) for found in jobs] == [1, 1]
+
+
 def test_ids_beyond_16_bits():
     built = Tokenizer({70_000: b"a", 2**33: b"b"}, [])
     assert built.id_dtype == np.uint64
