@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -111,14 +113,19 @@ def _encode(
     ]
     with progress.stage(f"encoding {split.path.name}", split.path.stat().st_size, "B") as stage:
         stage.advance(sum(end - start for (start, end), part in zip(ranges, parts, strict=True) if part.is_file()))
-        if workers > 1 and len(todo) > 1:
-            # Spawned, not forked: a thread pool of the parent (torch, numba) must not be copied half-way.
+        # Workers read the tokenizer's folder again, which takes its metadata.
+        if workers > 1 and len(todo) > 1 and (tokenizer.folder / "metadata.json").is_file():
             try:
-                with ProcessPoolExecutor(
-                    min(workers, len(todo)), get_context("spawn"), _start_worker, (str(tokenizer.folder), backend)
-                ) as pool:
-                    for done in as_completed([pool.submit(_encode_in_worker, *one) for one in todo]):
-                        stage.advance(done.result())
+                # Spawned, not forked: a thread pool of the parent (torch, numba) must not be copied half-way.
+                with ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn"), _start_worker) as pool:
+                    encode = partial(_encode_in_worker, str(tokenizer.folder), backend)
+                    try:
+                        for done in as_completed([pool.submit(encode, *one) for one in todo]):
+                            stage.advance(done.result())
+                    except BaseException:
+                        # Otherwise every part would be encoded before the error is told.
+                        pool.shutdown(cancel_futures=True)
+                        raise
             except BrokenProcessPool:
                 raise RunError(
                     f"a process that encoded {split.path.name} was killed (out of memory?): the parts that were "
@@ -222,14 +229,11 @@ def _encode_part(tokenizer: Any, source: str, start: int, end: int, part: str, d
     return end - start
 
 
-_worker_tokenizer: Any = None
-
-
-def _start_worker(folder: str, backend: str | None) -> None:
-    global _worker_tokenizer
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole group of processes; this one ends there and then, without a traceback of its own.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _worker_tokenizer = tokenization.read(Path(folder), backend).tokenizer
 
 
 def _end_with_parent() -> None:
@@ -240,8 +244,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_worker(*part: Any) -> int:
-    return _encode_part(_worker_tokenizer, *part)
+def _encode_in_worker(folder: str, backend: str | None, *part: Any) -> int:
+    return _encode_part(_built(folder, backend), *part)
+
+
+@lru_cache(maxsize=1)
+def _built(folder: str, backend: str | None) -> Any:
+    """Built at the first call, not as the worker starts: there an error would break the pool without being told."""
+    return tokenization.read(Path(folder), backend).tokenizer
 
 
 def _record(path: Path) -> dict[str, Any]:

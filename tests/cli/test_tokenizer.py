@@ -330,6 +330,28 @@ def test_workers_end_with_the_process_that_was_killed(run, corpus, folder, tmp_p
     assert not (tmp_path / "corpus.npy").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process groups are posix")
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(corpus, folder, tmp_path):
+    corpus.write_text(english(2_000_000), encoding="utf-8", newline="")
+    code = (
+        "from cs336_registry.pipeline import tokens; tokens.PART_BYTES = 50_000;"
+        "import sys; from cs336_registry.cli import main; main(sys.argv[1:])"
+    )
+    words = ["tokenizer", "encode", str(corpus), "--tokenizer", str(folder), "--out", "corpus.npy", "--quiet"]
+    words += ["--backend", "reference", "--num-workers", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while process.poll() is None and len(list(tmp_path.glob(".*/.*.tmp"))) < 2:  # both write a part
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not (tmp_path / "corpus.npy").exists()
+
+
 def test_bad_ids_are_named(run, folder, tmp_path, monkeypatch):
     np.save(tmp_path / "large.npy", np.array([1, 99_999]))
     np.save(tmp_path / "floats.npy", np.array([1.5]))

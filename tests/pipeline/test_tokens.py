@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -95,6 +97,49 @@ def test_a_killed_worker_is_told_and_costs_its_part_alone(prepared, tmp_path, mo
             encode(prepared, tmp_path / "again.npy", workers=2)
     assert not (tmp_path / "again.npy").exists()
     assert np.array_equal(encode(prepared, tmp_path / "again.npy").ids, whole.ids)
+
+
+def test_an_error_is_told_before_the_other_parts_are_encoded(prepared, tmp_path, monkeypatch):
+    parts, ending = [], threading.Event()
+
+    def fails_first(folder, backend, source, start, *rest):
+        parts.append(start)
+        if start == 0:
+            raise OSError("no disk")
+        ending.wait()
+
+    class Pool(ThreadPoolExecutor):
+        """One worker that stands still from the first part on, until the pool is shut down."""
+
+        def __init__(self, *_):
+            super().__init__(1)
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ending.set()
+            super().shutdown()
+
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    monkeypatch.setattr(tokens, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(tokens, "_encode_in_worker", fails_first)
+    with pytest.raises(OSError, match="no disk"):
+        encode(prepared, tmp_path / "train.npy", workers=2)
+    assert len(parts) <= 2
+
+
+def test_a_tokenizer_without_metadata_encodes_in_this_process(prepared, tmp_path, monkeypatch):
+    whole = encode(prepared, tmp_path / "whole.npy")
+    (prepared[1].folder / "metadata.json").unlink()
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    monkeypatch.setattr(tokens, "ProcessPoolExecutor", None)
+    assert np.array_equal(encode(prepared, tmp_path / "again.npy", workers=2).ids, whole.ids)
+
+
+def test_what_a_worker_can_not_read_is_its_error(prepared, tmp_path, monkeypatch):
+    (prepared[1].folder / "merges.txt").unlink()
+    monkeypatch.setattr(tokens, "PART_BYTES", 5000)
+    with pytest.raises(FileNotFoundError, match=r"merges\.txt"):
+        encode(prepared, tmp_path / "train.npy", workers=2)
 
 
 def test_a_truncated_file_is_refused(prepared, tmp_path):
