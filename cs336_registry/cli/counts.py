@@ -55,7 +55,9 @@ def build(
         Print nothing.
     """
     from ..text import counts_file
+    from ..text.accumulator import Accumulator
     from ..text.inputs import expand
+    from ..text.memory import bytes_of, refuse_beyond
     from ..text.patterns import pattern_from
     from ..text.shards import count_range, file_ranges, identities
     from ..text.special_tokens import check_special_tokens
@@ -86,11 +88,15 @@ def build(
         words = WordCounts.of(counter(files, tokens, pattern=expression, **options) if files else {})
     else:
         options.pop("cache_dir", None)
-        total: dict[bytes, int] = {}
-        for one in ranges:
-            for pretoken, count in count_range(counter, one, tokens, expression, **options).to_dict().items():
-                total[pretoken] = total.get(pretoken, 0) + count
-        words = WordCounts.of(total)
+        ceiling = bytes_of(max_ram)
+        # Half of it for the sums: what one range needs comes on top of them.
+        with Accumulator(None if ceiling is None else ceiling // 2, say) as total:
+            for one in ranges:
+                total.add(count_range(counter, one, tokens, expression, **options))
+            words = total.total()
+        # They are held as they are and as they are written, each with 12 bytes of numbers.
+        number = len(words.counts)
+        refuse_beyond(ceiling, 2 * (len(words.text) + 12 * number), f"a table of {number:,} unique pretokens")
     if identities(ranges) != known:
         raise ValueError("a shard changed while it was counted: count again when it is complete")
     with disk_full(out):
@@ -143,7 +149,7 @@ def _dealt(paths: Sequence[Path], expression: str, tokens: Sequence[str], positi
     from ..text.shards import file_ranges
 
     plain = [path for path in paths if is_plain(path)]
-    packed = [path for path in paths if path not in plain]
+    packed = [path for path in paths if not is_plain(path)]
     ranges = file_ranges(packed[position::parts], expression, tokens)
     for path in plain:
         cut = file_ranges([path], expression, tokens, max(1, -(-path.stat().st_size // parts)))

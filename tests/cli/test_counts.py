@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cs336_reference.pretoken_counter import pretoken_counter
 
-from cs336_registry.text import counts_file, samples, training_cache
+from cs336_registry.text import counts_file, memory, samples, training_cache
 from cs336_registry.text.counts_file import CountsFile, CountsIdentity, Shard, joined, overlap
 from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.shards import count_range, file_ranges
@@ -65,6 +65,18 @@ def test_parts_of_a_file_merge_to_the_file(run, corpus, tmp_path, parts):
     assert run("counts", "merge", *reversed(names), "--out", "merged.bin").code == 0
     build(run, *corpus, "--out", "whole.bin")
     assert (tmp_path / "merged.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
+def test_parts_of_several_files_keep_to_max_ram_together(run, corpus, monkeypatch):
+    words = ("counts", "build", *corpus, "--part", "1/2", *SPECIAL, "--backend", "heap_bpe", "--out")
+    assert run(*words, "free.bin").code == 0
+    # The backend has its own by now: the command's ceiling alone is made small.
+    monkeypatch.setattr(memory, "bytes_of", lambda size: 100_000)
+    told = run(*words, "bound.bin", "--max-ram", "2GB")
+    assert told.code == 0 and "as a sorted run, to stay within max_ram" in told.err
+    assert counts_in("bound.bin") == counts_in("free.bin")
+    monkeypatch.setattr(memory, "bytes_of", lambda size: 10_000)
+    assert run(*words, "x.bin", "--max-ram", "2GB").failed_with("max_ram is 1 MB, but a table of", "unique pretokens")
 
 
 def test_a_packed_file_is_a_shard_of_one_part(run, corpus, tmp_path):
