@@ -155,8 +155,7 @@ def encode(
     quiet
         Print nothing.
     """
-    import os
-
+    from ..machine import detect
     from ..pipeline import encoding, tokenization
     from ..pipeline.progress import Progress
     from .text_backends import check_workers, disk_full, selector
@@ -174,7 +173,7 @@ def encode(
             tokenization.read(tokenizer, chosen),
             out,
             progress,
-            workers=num_workers or os.cpu_count() or 1,
+            workers=num_workers or detect().cpu_count,
             backend=chosen,
         )
     progress.say(f"wrote {out}: {len(found.ids):,} tokens ({found.ids.dtype}), {found.bytes_per_token:.2f} bytes each")

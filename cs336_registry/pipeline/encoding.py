@@ -32,10 +32,15 @@ def encode(
 ) -> tokens.Tokens:
     """The ids of all texts of `inputs`, in `out` (.npy, uint16 or uint32); what is known of them is in a .json beside.
 
-    Raises ValueError where several texts need an end-of-text token and the tokenizer has none, and MismatchError where
-    `out` holds other ids.
+    Raises ValueError where several texts need an end-of-text token and the tokenizer has none, or an input stands where
+    the result goes, and MismatchError where `out` holds other ids.
     """
     paths = expand(list(inputs))
+    for result in (out, out.with_suffix(".json")):
+        if result.resolve() in {path.resolve() for path in paths}:
+            raise ValueError(
+                f"{result} is one of the texts, and --out {out} would be written to it: choose another --out"
+            )
     separator = tokenizer.end_of_text
     if len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file():
         split = corpus.measure(paths[0], separator, progress)

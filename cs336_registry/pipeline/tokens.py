@@ -6,6 +6,7 @@ and an interrupted encoding continues with the missing ones. Memory stays bounde
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,8 @@ from .tokenization import RunTokenizer
 FORMAT = "cs336 tokens 1"
 PART_BYTES = 16 << 20
 """Text per part; a part is what an interruption can cost."""
+LARGEST_PART = 4
+"""In PART_BYTES: documents that make a longer part are cut inside."""
 CHUNK_TOKENS = 1 << 19
 
 
@@ -64,10 +67,13 @@ def prepare(
 ) -> Tokens:
     """The ids of `split` in `path` (.npy), encoded unless they are there already.
 
-    Raises MismatchError where `path` holds ids of another text or tokenizer.
+    Raises MismatchError where `path` holds ids of another text or tokenizer, or the text changes while it is encoded.
     """
+    parts_folder = path.with_name(f".{path.stem}.parts-{tokenizer.fingerprint}-{split.sha256[:16]}")
     if not path.with_suffix(".json").is_file():
-        _encode(split, tokenizer, path, progress, workers, backend)
+        _encode(split, tokenizer, path, parts_folder, progress, workers, backend)
+    if parts_folder.is_dir():  # also one that a run left which was killed when the ids were complete
+        shutil.rmtree(parts_folder)
     found = read(path, tokenizer.fingerprint)
     if found.text_sha256 != split.sha256:
         raise MismatchError(
@@ -99,10 +105,15 @@ def read(path: Path, tokenizer_fingerprint: str | None = None) -> Tokens:
 
 
 def _encode(
-    split: Split, tokenizer: RunTokenizer, path: Path, progress: Progress, workers: int, backend: str | None
+    split: Split,
+    tokenizer: RunTokenizer,
+    path: Path,
+    parts_folder: Path,
+    progress: Progress,
+    workers: int,
+    backend: str | None,
 ) -> None:
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
-    parts_folder = path.with_name(f".{path.stem}.parts-{tokenizer.fingerprint}-{split.sha256[:16]}")
     parts_folder.mkdir(parents=True, exist_ok=True)
     ranges = _cuts(split.path, tokenizer)
     parts = [parts_folder / f"{start}-{end}.part" for start, end in ranges]
@@ -134,8 +145,11 @@ def _encode(
         else:
             for one in todo:
                 _encode_part(tokenizer.tokenizer, *one, stage=stage)
+    with open(split.path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != split.sha256:
+            shutil.rmtree(parts_folder)
+            raise MismatchError(f"{split.path} changed while it was read: encode it again when it is complete")
     _join(parts, path, dtype, split, tokenizer)
-    shutil.rmtree(parts_folder)
 
 
 def _join(parts: list[Path], path: Path, dtype: np.dtype, split: Split, tokenizer: RunTokenizer) -> None:
@@ -166,11 +180,13 @@ def _join(parts: list[Path], path: Path, dtype: np.dtype, split: Split, tokenize
 
 
 def _cuts(path: Path, tokenizer: RunTokenizer) -> list[tuple[int, int]]:
-    """Byte ranges that can be encoded apart: behind end-of-text tokens, or, where there are none or they may be part of
+    """Byte ranges that can be encoded apart: behind end-of-text tokens, or, where these are far apart or may be part of
     another special token, wherever a cut is safe."""
     end_of_text, special_tokens = tokenizer.end_of_text, tokenizer.metadata["special_tokens"]
     if end_of_text and not any(_may_cover(other, end_of_text) for other in special_tokens):
-        return list(_ranges(path, end_of_text.encode()))
+        ranges = list(_ranges(path, end_of_text.encode()))
+        if all(end - start <= LARGEST_PART * PART_BYTES for start, end in ranges):
+            return ranges
     from ..text.byte_ranges import byte_ranges
 
     return byte_ranges(path, tokenizer.tokenizer.pattern, special_tokens, PART_BYTES)
@@ -260,8 +276,9 @@ def _record(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no {record_path}: {path.name} can't be trusted without it; encode it again")
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise MismatchError(f"{record_path} is damaged ({error}): delete it to encode the text again") from None
-    if record.get("format") != FORMAT:
-        raise MismatchError(f"{record_path} is not of format {FORMAT!r}: delete it to encode the text again")
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        # It may be anything, the text itself for one: nobody is told to delete it.
+        raise MismatchError(f"{record_path} is not a record of tokens (format {FORMAT!r}): choose another --out")
     return record

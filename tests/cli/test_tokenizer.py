@@ -246,6 +246,28 @@ def test_encode_and_decode(run, corpus, folder, tmp_path, monkeypatch, workers):
     assert run("tokenizer", "decode", "corpus.npy", "--tokenizer", folder).out == text
 
 
+def test_one_process_for_each_processor_that_may_be_used(run, corpus, folder, monkeypatch):
+    from cs336_registry.machine import detect
+    from cs336_registry.pipeline import tokens
+
+    asked, prepare = [], tokens.prepare
+    monkeypatch.setattr(tokens, "prepare", lambda *a, workers, **o: asked.append(workers) or prepare(*a, **o))
+    monkeypatch.setattr(os, "cpu_count", lambda: 999)
+    words = ("--tokenizer", folder, "--backend", "reference", "--out", "corpus.npy")
+    assert run("tokenizer", "encode", corpus, *words).code == 0
+    assert asked == [detect().cpu_count]
+
+
+def test_a_text_is_no_place_for_the_result(run, folder, tmp_path):
+    (tmp_path / "corpus.json").write_text('[{"text": "hello"}]')
+    words = ("--tokenizer", folder, "--backend", "reference", "--out", "corpus.npy")
+    result = run("tokenizer", "encode", "corpus.json", *words)
+    assert result.failed_with("corpus.json is one of the texts", "choose another --out")
+    (tmp_path / "other.txt").write_text("hello")
+    result = run("tokenizer", "encode", "other.txt", *words)
+    assert result.failed_with("corpus.json is not a record of tokens", "choose another --out")
+
+
 def test_several_texts_are_told_apart(run, corpus, folder, tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8")
     words = ("tokenizer", "encode", "lines.jsonl", corpus, "--tokenizer", folder, "--backend", "heap_bpe")

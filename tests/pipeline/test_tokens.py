@@ -10,9 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import cs336_registry as registry
 from cs336_registry.pipeline import corpus, tokenization, tokens
 from cs336_registry.pipeline.errors import MismatchError, RunError
 from cs336_registry.pipeline.progress import Progress
+from cs336_registry.text import samples, tokenizer_folder
+from cs336_registry.text.patterns import pattern_named
 
 QUIET = Progress(quiet=True)
 
@@ -59,6 +62,47 @@ def test_parts_end_behind_documents(prepared, monkeypatch):
         assert ranges[0][0] == 0 and ranges[-1][1] == len(content)
         assert all(one[1] == other[0] for one, other in pairwise(ranges))
         assert all(content[:end].endswith(b"<|endoftext|>") for _, end in ranges[:-1])
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k"])
+def test_a_long_document_is_cut_where_that_changes_nothing(tmp_path, monkeypatch, pattern):
+    special_tokens = ["<|endoftext|>", "<|pad|>", " and "]
+    content = samples.tricky(3000, seed=5).replace("<|endoftext|>", " and <|pad|>") + "<|endoftext|>the end"
+    path = tmp_path / "text.txt"
+    path.write_text(content, encoding="utf-8", newline="")
+    vocab, merges = registry.get("bpe_trainer", backend="reference")(
+        path, 400, special_tokens, pattern=pattern_named(pattern)
+    )
+    tokenizer_folder.write(tmp_path / "made", vocab, merges, pattern=pattern, special_tokens=special_tokens)
+    tokenizer = tokenization.read(tmp_path / "made", "reference")
+    monkeypatch.setattr(tokens, "PART_BYTES", 700)
+    assert len(tokens._cuts(path, tokenizer)) > 5
+    split = corpus.measure(path, "<|endoftext|>", QUIET)
+    found = tokens.prepare(split, tokenizer, tmp_path / "text.npy", QUIET)
+    assert found.ids.tolist() == tokenizer.tokenizer.encode(content)
+
+
+def test_a_text_that_changes_before_it_is_encoded_is_refused(prepared, tmp_path):
+    _, tokenizer = prepared
+    path = tmp_path / "growing.txt"
+    path.write_text("hello world " * 100)
+    split = corpus.measure(path, tokenizer.end_of_text, QUIET)
+    path.write_text("hello world " * 200)
+    with pytest.raises(MismatchError, match=r"growing.txt changed while it was read: encode it again"):
+        tokens.prepare(split, tokenizer, tmp_path / "ids.npy", QUIET)
+    assert not list(tmp_path.glob("*ids*")), "neither ids nor parts of them are kept"
+
+
+def test_parts_that_a_killed_run_left_behind_the_ids_are_removed(prepared, tmp_path, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokens.shutil, "rmtree", killed)
+        encode(prepared, tmp_path / "train.npy")
+    assert list(tmp_path.glob(".*parts*"))
+    encode(prepared, tmp_path / "train.npy")
+    assert not list(tmp_path.glob(".*parts*"))
 
 
 def test_an_interrupted_encoding_continues_with_the_missing_parts(prepared, tmp_path, monkeypatch):
@@ -168,12 +212,10 @@ def test_tokens_of_another_text_are_refused(prepared, tmp_path):
 def test_a_missing_or_damaged_record_is_refused(prepared, tmp_path):
     path = tmp_path / "train.npy"
     encode(prepared, path)
-    path.with_suffix(".json").write_text("{")
-    with pytest.raises(MismatchError, match="is damaged"):
-        tokens.read(path)
-    path.with_suffix(".json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(MismatchError, match="is not of format"):
-        tokens.read(path)
+    for content in ("{", json.dumps({"format": "other"}), json.dumps([{"text": "hello"}])):
+        path.with_suffix(".json").write_text(content)
+        with pytest.raises(MismatchError, match=r"is not a record of tokens .*: choose another --out"):
+            tokens.read(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match="can't be trusted without it"):
         tokens.read(path)
