@@ -36,11 +36,10 @@ def encode(
     the result goes, and MismatchError where `out` holds other ids.
     """
     paths = expand(list(inputs))
+    texts = {path.resolve() for path in paths}
     for result in (out, out.with_suffix(".json")):
-        if result.resolve() in {path.resolve() for path in paths}:
-            raise ValueError(
-                f"{result} is one of the texts, and --out {out} would be written to it: choose another --out"
-            )
+        if result.resolve() in texts:
+            raise ValueError(f"{result} is one of the texts, and --out {out} writes to it: choose another --out")
     separator = tokenizer.end_of_text
     if len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file():
         split = corpus.measure(paths[0], separator, progress)

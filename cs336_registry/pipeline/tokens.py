@@ -148,7 +148,7 @@ def _encode(
     with open(split.path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != split.sha256:
             shutil.rmtree(parts_folder)
-            raise MismatchError(f"{split.path} changed while it was read: encode it again when it is complete")
+            raise MismatchError(f"{split.path} changed after it was measured: run this again when it is complete")
     _join(parts, path, dtype, split, tokenizer)
 
 

@@ -88,7 +88,7 @@ def test_a_text_that_changes_before_it_is_encoded_is_refused(prepared, tmp_path)
     path.write_text("hello world " * 100)
     split = corpus.measure(path, tokenizer.end_of_text, QUIET)
     path.write_text("hello world " * 200)
-    with pytest.raises(MismatchError, match=r"growing.txt changed while it was read: encode it again"):
+    with pytest.raises(MismatchError, match=r"growing.txt changed after it was measured: run this again"):
         tokens.prepare(split, tokenizer, tmp_path / "ids.npy", QUIET)
     assert not list(tmp_path.glob("*ids*")), "neither ids nor parts of them are kept"
 
