@@ -134,7 +134,7 @@ def forward(
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = _readable(q), _readable(k), _readable(v)
-    masks, mask_strides = _mask_arguments(mask, document_ids)
+    masks, mask_strides = _mask_arguments(mask, document_ids, q.dtype)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
 
     def run(chosen: Configuration) -> None:
@@ -175,7 +175,7 @@ def backward(
     kv_heads, keys = k.shape[1:3]
     grad, q, k, v = _readable(grad), _readable(q), _readable(k), _readable(v)
     delta = torch.empty_like(lse)
-    masks, mask_strides = _mask_arguments(mask, document_ids)
+    masks, mask_strides = _mask_arguments(mask, document_ids, q.dtype)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     factor = scale * math.log2(math.e)
@@ -241,11 +241,25 @@ attention_backward = operator(
 differentiable(attention_forward, _gradients, _save)
 
 
-def _mask_arguments(mask: Tensor | None, document_ids: Tensor | None) -> tuple[list[Tensor | None], tuple[int, ...]]:
+def _mask_arguments(
+    mask: Tensor | None, document_ids: Tensor | None, dtype: torch.dtype
+) -> tuple[list[Tensor | None], tuple[int, ...]]:
     """The mask and the document ids as the kernels take them: two pointers or None, and six strides."""
+    if mask is not None:
+        mask = mask.view(torch.uint8)
+    if dtype == torch.float64:
+        # Triton doesn't compile a float64 product of something that depends on narrow integers.
+        mask = None if mask is None else _widened(mask)
+        document_ids = None if document_ids is None else document_ids.long()
     mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
     document_strides = (0, 0) if document_ids is None else document_ids.stride()
-    return [None if mask is None else mask.view(torch.uint8), document_ids], (*mask_strides, *document_strides)
+    return [mask, document_ids], (*mask_strides, *document_strides)
+
+
+def _widened(mask: Tensor) -> Tensor:
+    """The mask as int32, a copy of what it holds: where it is broadcast it stays so."""
+    held = mask[tuple(slice(None if stride else 1) for stride in mask.stride())]
+    return held.to(torch.int32).expand(mask.shape)
 
 
 def _constants(

@@ -21,6 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .operators import scalar
 from .runtime import dot, narrow
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -246,7 +247,7 @@ def attention_forward_kernel(
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_ob, stride_oh, stride_om,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
-    batches, heads, queries, keys, scale_log2,
+    batches, heads, queries, keys, scale_log2: tl.float64,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISE: tl.constexpr,
@@ -263,9 +264,8 @@ def attention_forward_kernel(
                 stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
                 stride_ob, stride_oh, stride_om,
                 stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
-                heads, queries, keys, scale_log2, GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL, HAS_MASK,
-                HAS_DOCUMENTS,
-                ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
+                heads, queries, keys, scalar(scale_log2, ACCUMULATOR), GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL,
+                HAS_MASK, HAS_DOCUMENTS, ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
             )  # fmt: skip
     else:
         forward_block(
@@ -274,8 +274,8 @@ def attention_forward_kernel(
             stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
             stride_ob, stride_oh, stride_om,
             stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
-            heads, queries, keys, scale_log2, GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-            ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
+            heads, queries, keys, scalar(scale_log2, ACCUMULATOR), GROUP, D, VALUE_D, BLOCK_D, BLOCK_V, IS_CAUSAL,
+            HAS_MASK, HAS_DOCUMENTS, ACCUMULATOR, PRECISE, BLOCK_M, BLOCK_N, DESCRIPTORS, WARP_SPECIALIZE,
         )  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def attention_query_gradient_kernel(
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gm, stride_dqb, stride_dqh, stride_dqm,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
-    heads, queries, keys, scale, scale_log2,
+    heads, queries, keys, scale: tl.float64, scale_log2: tl.float64,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     PRECISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -411,17 +411,17 @@ def attention_query_gradient_kernel(
     if not (HAS_MASK or HAS_DOCUMENTS):
         total = query_gradient_tiles(
             total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, k_descriptor, v_descriptor, stride_kn,
-            stride_vn, first, full_end, rows, row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n,
-            documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS,
-            False, PRECISE, DESCRIPTORS, WARP_SPECIALIZE,
+            stride_vn, first, full_end, rows, row_ids, queries, keys, scalar(scale_log2, ACCUMULATOR), mask,
+            stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL,
+            HAS_MASK, HAS_DOCUMENTS, False, PRECISE, DESCRIPTORS, WARP_SPECIALIZE,
         )  # fmt: skip
     total = query_gradient_tiles(
         total, q_tile, grad_tile, peak, log2_total, delta_rows, k, v, k_descriptor, v_descriptor, stride_kn, stride_vn,
-        full_end, end, rows, row_ids, queries, keys, scale_log2, mask, stride_mask_m, stride_mask_n, documents,
-        stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, True, PRECISE,
-        DESCRIPTORS, False,
+        full_end, end, rows, row_ids, queries, keys, scalar(scale_log2, ACCUMULATOR), mask, stride_mask_m,
+        stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_N, IS_CAUSAL, HAS_MASK,
+        HAS_DOCUMENTS, True, PRECISE, DESCRIPTORS, False,
     )  # fmt: skip
-    store_tile(grad_q, stride_dqm, start_m, queries, total * scale, D, BLOCK_M, BLOCK_D)
+    store_tile(grad_q, stride_dqm, start_m, queries, total * scalar(scale, ACCUMULATOR), D, BLOCK_M, BLOCK_D)
 
 
 @triton.jit
@@ -468,7 +468,7 @@ def attention_key_gradient_kernel(
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gm, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_document_b, stride_document,
-    kv_heads, queries, keys, scale, scale_log2,
+    kv_heads, queries, keys, scale: tl.float64, scale_log2: tl.float64,
     GROUP: tl.constexpr, D: tl.constexpr, VALUE_D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     IS_CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     PRECISE: tl.constexpr, EVEN_QUERIES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -532,16 +532,17 @@ def attention_key_gradient_kernel(
         total_k, total_v = key_gradient_tiles(
             total_k, total_v, k_tile, v_tile, head_q, head_grad, q_descriptor, grad_descriptor, head_lse,
             head_statistics, head_delta, stride_qm, stride_gm, first, edge_end, columns, column_ids, queries, keys,
-            scale_log2, head_mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
-            BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, True, PRECISE, DESCRIPTORS, False,
+            scalar(scale_log2, ACCUMULATOR), head_mask, stride_mask_m, stride_mask_n, documents, stride_document, D,
+            VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, True, PRECISE,
+            DESCRIPTORS, False,
         )  # fmt: skip
         if not (HAS_MASK or HAS_DOCUMENTS):
             total_k, total_v = key_gradient_tiles(
                 total_k, total_v, k_tile, v_tile, head_q, head_grad, q_descriptor, grad_descriptor, head_lse,
                 head_statistics, head_delta, stride_qm, stride_gm, edge_end, end, columns, column_ids, queries, keys,
-                scale_log2, head_mask, stride_mask_m, stride_mask_n, documents, stride_document, D, VALUE_D, BLOCK_D,
-                BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, False, PRECISE, DESCRIPTORS,
-                WARP_SPECIALIZE,
+                scalar(scale_log2, ACCUMULATOR), head_mask, stride_mask_m, stride_mask_n, documents, stride_document,
+                D, VALUE_D, BLOCK_D, BLOCK_V, BLOCK_M, IS_CAUSAL, HAS_MASK, HAS_DOCUMENTS, EVEN_QUERIES, False,
+                PRECISE, DESCRIPTORS, WARP_SPECIALIZE,
             )  # fmt: skip
-    store_tile(grad_k, stride_dkn, start_n, keys, total_k * scale, D, BLOCK_N, BLOCK_D)
+    store_tile(grad_k, stride_dkn, start_n, keys, total_k * scalar(scale, ACCUMULATOR), D, BLOCK_N, BLOCK_D)
     store_tile(grad_v, stride_dvn, start_n, keys, total_v, VALUE_D, BLOCK_N, BLOCK_V)

@@ -125,3 +125,25 @@ assert int(re.search(r"(\\d+) bytes stack frame", report)[1]) == artifact.local_
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_float_arguments_keep_the_digits_of_the_accumulator():
+    """Attention's scales: float64 in float64 kernels, masks included; elsewhere rounded once and out of the loops."""
+    script = """
+import torch
+from cs336_triton.attention import _forward_backward
+from cs336_triton.cross_compilation import CARDS, compile_launch, launches_of
+for dtype in (torch.float64, torch.bfloat16):
+    for launch in launches_of(lambda: _forward_backward(1, 1, 1, 64, 16, dtype, False, "mask"), CARDS[90]):
+        lines = compile_launch(launch, CARDS[90]).ptx.splitlines()
+        assert not any(".param .f32" in line for line in lines), launch.kernel
+        scales = sum(".param .f64" in line for line in lines)
+        assert scales == sum(name.startswith("scale") for name in launch.kernel.arg_names), launch.kernel
+        if dtype == torch.float64:
+            assert not any("cvt.f64.f32" in line or "cvt.rn.f32.f64" in line for line in lines), launch.kernel
+        else:
+            assert sum(".f64" in line for line in lines) == 2 * scales, launch.kernel
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
