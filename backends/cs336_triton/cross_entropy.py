@@ -248,9 +248,13 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     logits, targets, ctx.reduction = inputs
     ctx.save_for_backward(logits, targets, output[1])
     ctx.mark_non_differentiable(output[1])
+    # Otherwise autograd fills a tensor of zeros for the statistics at every backward pass.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+def _gradients(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     return _backward_operator(grad, *ctx.saved_tensors, ctx.reduction), None, None
 
 

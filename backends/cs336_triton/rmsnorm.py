@@ -278,7 +278,8 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     if normed.numel():
         walk = n_cols > WIDEST_TILE
         block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
-        chosen = configuration("rmsnorm_forward", x.device, x.dtype, str(block), partial(default_forward, block=block))
+        bucket = "walk" if walk else str(block)
+        chosen = configuration("rmsnorm_forward", x.device, x.dtype, bucket, partial(default_forward, block=block))
         launch(
             forward_kernel,
             (triton.cdiv(n_rows, chosen["ROWS"]),),
@@ -317,7 +318,12 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
     if n_cols <= WIDEST_BACKWARD_TILE:
         block = triton.next_power_of_2(n_cols)
         chosen = configuration(
-            "rmsnorm_backward", x.device, x.dtype, str(block), partial(default_backward, block=block, dtype=x.dtype)
+            "rmsnorm_backward",
+            x.device,
+            x.dtype,
+            str(block),
+            partial(default_backward, block=block, dtype=x.dtype),
+            candidates=partial(backward_candidates, block=block, dtype=x.dtype),
         )
         programs = min(programs, triton.cdiv(n_rows, chosen["ROWS"]))
         partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
@@ -385,13 +391,14 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
         )
     launch(
         column_sum_kernel,
-        (triton.cdiv(n_cols, 64),),
+        (triton.cdiv(n_cols, 32),),
         partial_sums,
         weight_grad,
         programs,
         n_cols,
-        ROWS=32,
-        BLOCK=64,
+        # 128 bytes of a row: more programs, each with fewer loads one after another, than wider tiles give.
+        ROWS=64,
+        BLOCK=32,
         num_warps=4,
         num_stages=2,
         **constants,
@@ -406,13 +413,33 @@ def default_forward(card: Card, *, block: int) -> Configuration:
 
 
 def default_backward(card: Card, *, block: int, dtype: torch.dtype) -> Configuration:
-    """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads one block of rows ahead.
+    """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads blocks of rows ahead.
 
-    The longest rows of float32 do not fit the shared memory twice.
+    STAGES = n keeps n - 1 tiles of each operand in shared memory: of x, dy and, for add_rmsnorm, the residual's
+    gradient. Registers let two programs of up to 8 warps share a multiprocessor, so both need room. Rows of less than
+    1024 keep one tile: with two, float32 takes 172 registers, and only one program fits. The longest rows of float32
+    keep none.
     """
     rows = max(1, 4096 // block)
-    stages = 1 if block * dtype.itemsize > 32768 else 2
-    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows, STAGES=stages)
+    num_warps = min(32, max(4, rows * block // 512))
+    programs = 2 if num_warps <= 8 else 1
+    two_tiles = 2 * 3 * rows * block * dtype.itemsize
+    if 1024 <= block <= 8192 and programs * two_tiles < card.shared_memory:
+        stages = 3
+    else:
+        stages = 1 if block * dtype.itemsize > 32768 else 2
+    return Configuration.of(num_warps=num_warps, ROWS=rows, STAGES=stages)
+
+
+def backward_candidates(card: Card, *, block: int, dtype: torch.dtype) -> tuple[Configuration, ...]:
+    """The default with every depth of its pipeline, and with more and fewer warps and rows a tile."""
+    default = default_backward(card, block=block, dtype=dtype)
+    rows, num_warps, stages = default["ROWS"], default.num_warps, default["STAGES"]
+    return (
+        *(Configuration.of(num_warps, ROWS=rows, STAGES=depth) for depth in (1, 2, 3, 4)),
+        *(Configuration.of(warps, ROWS=rows, STAGES=stages) for warps in (num_warps // 2, min(32, num_warps * 2))),
+        *(Configuration.of(num_warps, ROWS=tile, STAGES=stages) for tile in (max(1, rows // 2), rows * 2)),
+    )
 
 
 def production_calls() -> Iterator[tuple[str, Any]]:
@@ -454,9 +481,13 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.mark_non_differentiable(output[1])
+    # Otherwise autograd fills a tensor of zeros for rstd at every backward pass.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
+def _gradients(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, Tensor | None, None]:
+    if grad is None:
+        return None, None, None
     x_grad, weight_grad = _backward_operator(grad, *ctx.saved_tensors)
     return x_grad, weight_grad, None
 

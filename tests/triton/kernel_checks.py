@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cs336_registry as registry
 from cs336_registry.arguments import ArgumentMaker
@@ -102,3 +103,25 @@ def check_gradients_numerically(function, *arguments: torch.Tensor) -> None:
     """The kernels' own gradients against finite differences, in float64."""
     leaves = [a.detach().double().requires_grad_() if a.is_floating_point() else a for a in arguments]
     assert torch.autograd.gradcheck(function, leaves, nondet_tol=0.0)
+
+
+class _Zeros(TorchDispatchMode):
+    """Remembers the sizes of all tensors that are filled with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "zero" in func.overloadpacket.__name__ and isinstance(result, torch.Tensor):
+            self.sizes.append(result.numel())
+        return result
+
+
+def check_backward_makes_no_zeros(loss: torch.Tensor, leaves: list[torch.Tensor]) -> None:
+    """Results that only the backward pass reads get no gradient of zeros, which would cost memory and time."""
+    grad = torch.ones_like(loss)
+    with _Zeros() as seen:
+        torch.autograd.grad(loss, leaves, grad)
+    assert not seen.sizes, f"tensors of these sizes were filled with zeros: {seen.sizes}"

@@ -10,6 +10,7 @@ from .kernel_checks import (
     DEVICE,
     DTYPES,
     check_against_float64,
+    check_backward_makes_no_zeros,
     check_gradients_numerically,
     check_operator,
     maker,
@@ -104,6 +105,13 @@ def test_a_target_outside_the_vocabulary_is_nan(cross_entropy):
     losses = cross_entropy(logits, torch.tensor([0, 5, -100], device=DEVICE), reduction="none")
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.isnan().tolist() == [False, True, True] and gradient.isnan().all(-1).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_backward_makes_no_zeros(cross_entropy, reduction):
+    given = arguments(maker(), (5,), 63, reduction)
+    leaf = given["logits"].requires_grad_()
+    check_backward_makes_no_zeros(cross_entropy(**given), [leaf])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

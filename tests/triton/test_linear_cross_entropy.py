@@ -9,6 +9,7 @@ from .kernel_checks import (
     BFLOAT16,
     DTYPES,
     check_against_float64,
+    check_backward_makes_no_zeros,
     check_gradients_numerically,
     check_operator,
     maker,
@@ -160,6 +161,13 @@ def test_logits_are_never_whole(linear_cross_entropy, monkeypatch):
     )
     loss.backward()
     assert max(sizes) == 4 * 208, "a chunk of 4 rows, each padded to a multiple of 16"
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_backward_makes_no_zeros(linear_cross_entropy, reduction):
+    given = arguments(maker(), (7,), 16, 63, reduction)
+    leaves = [given[name].requires_grad_() for name in ("x", "weight")]
+    check_backward_makes_no_zeros(linear_cross_entropy(**given), leaves)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

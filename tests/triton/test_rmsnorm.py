@@ -9,6 +9,7 @@ from .kernel_checks import (
     BFLOAT16,
     DTYPES,
     check_against_float64,
+    check_backward_makes_no_zeros,
     check_full_graph,
     check_gradients_numerically,
     check_operator,
@@ -81,6 +82,11 @@ def test_weight_of_another_dtype(rmsnorm):
     assert result.dtype == torch.float16
     expected = torch.nn.functional.rms_norm(x.double(), (9,), weight.double(), 1e-5)
     torch.testing.assert_close(result.double(), expected, rtol=2**-10, atol=2**-20)
+
+
+def test_backward_makes_no_zeros(rmsnorm):
+    leaves = [maker().normal(5, 9).requires_grad_(), maker().normal(9).requires_grad_()]
+    check_backward_makes_no_zeros(rmsnorm(*leaves), leaves)
 
 
 def test_operator(rmsnorm):
