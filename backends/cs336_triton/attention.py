@@ -34,6 +34,8 @@ from .runtime import (
 )
 
 LARGEST_HEAD = 256
+LONGEST_TILE = 1024
+"""Rows of the longest tile that any configuration has: that of delta, over 16 features."""
 
 
 def attention(
@@ -173,7 +175,7 @@ def backward(
     grad_q, grad_k, grad_v = _empty_gradients(q, k, v, want_q, want_kv)
     batch, heads, queries, _ = q.shape
     kv_heads, keys = k.shape[1:3]
-    grad, q, k, v = _readable(grad), _readable(q), _readable(k), _readable(v)
+    grad, q, k, v, output = (_readable(x) for x in (grad, q, k, v, output))
     delta = torch.empty_like(lse)
     masks, mask_strides = _mask_arguments(mask, document_ids, q.dtype)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
@@ -311,8 +313,12 @@ def _four_dimensional_mask(mask: Tensor, leading: torch.Size, queries: int, keys
 
 def _readable(x: Tensor) -> Tensor:
     """`x` itself where its rows are contiguous and a tile's offsets fit int32; otherwise a contiguous copy."""
-    close = x.stride(2) * 256 < 2**31
-    return x if close and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
+    return x if _close(x) and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
+
+
+def _close(x: Tensor) -> bool:
+    """Whether int32 holds the offsets within a tile of rows of `x`."""
+    return x.stride(2) * LONGEST_TILE < 2**31
 
 
 def _described(chosen: Configuration, *walked: Tensor) -> dict[str, Any]:
@@ -331,9 +337,10 @@ def _describable(x: Tensor) -> bool:
 
 
 def _empty_rows(x: Tensor) -> Tensor:
-    """An empty tensor in the memory layout of `x`, if its rows are contiguous in that layout."""
+    """An empty tensor in the memory layout of `x`, if its rows are contiguous in that layout, and close."""
     empty = torch.empty_like(x)
-    return empty if empty.stride(3) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+    kept = empty.stride(3) == 1 and _close(empty)
+    return empty if kept else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, want_q: bool, want_kv: bool) -> tuple[Tensor, Tensor, Tensor]:

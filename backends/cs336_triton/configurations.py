@@ -162,19 +162,29 @@ def time_candidates(
     candidates: Iterable[Configuration], run: Callable[[Configuration], None]
 ) -> list[tuple[float, Configuration]]:
     """(median milliseconds, configuration), fastest first; configurations that don't fit the card are left out."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
 
     timed = []
     for index, candidate in enumerate(candidates):
         try:
             timed.append((do_bench(lambda chosen=candidate: run(chosen), return_mode="median"), index, candidate))
-        except (OutOfResources, PTXASError, CompilationError):
-            continue
+        except Exception as error:
+            if not does_not_fit(error):
+                raise
     if not timed:
         raise RuntimeError("cs336_triton: none of the candidate configurations runs on this card")
     return [(milliseconds, candidate) for milliseconds, _, candidate in sorted(timed, key=lambda row: row[:2])]
+
+
+def does_not_fit(error: Exception) -> bool:
+    """Whether `error` says that a configuration asks too much of the card or of the compiler."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    if isinstance(error, (OutOfResources, PTXASError, CompilationError)):
+        return True
+    # What fails in one of Triton's passes has no class of its own.
+    return isinstance(error, RuntimeError) and "PassManager" in str(error)
 
 
 def cache_path(device: torch.device) -> Path:

@@ -93,8 +93,22 @@ def backward_kernel(
         tl.store(weight_grad_pointer + token * n_cols + at, output, mask=at < n_cols)
 
 
-def default_tile(card: Card) -> Configuration:
-    return Configuration.of(num_warps=4, ENTRIES=4096, WIDTH=256)
+WIDE = 1024
+
+
+def default_backward(card: Card, *, wide: bool) -> Configuration:
+    """32 entries a thread. A wide tile, where there are as many columns: most programs find no run, or a short one."""
+    return backward_tiles(card, wide=wide)[0]
+
+
+def backward_tiles(card: Card, *, wide: bool) -> tuple[Configuration, ...]:
+    """More rows at once help a long run, whose rows are added one tile after another; more columns all the others."""
+    tiles = (
+        ((8, 8192, WIDE), (8, 16384, WIDE), (8, 4096, WIDE), (4, 4096, WIDE), (16, 16384, WIDE), (8, 8192, 512))
+        if wide
+        else ((4, 4096, 256), (4, 2048, 256), (8, 8192, 256), (4, 4096, 512), (8, 8192, 512), (4, 4096, 128))
+    )
+    return tuple(Configuration.of(warps, ENTRIES=entries, WIDTH=width) for warps, entries, width in tiles)
 
 
 def default_forward(card: Card) -> Configuration:
@@ -135,7 +149,15 @@ def backward(grad: Tensor, token_ids: Tensor, weight: Tensor) -> Tensor:
     rows = contiguous_rows(grad)
     n_tokens, n_cols = rows.shape
     in_order, order = torch.sort(token_ids.reshape(-1), stable=True)
-    chosen = configuration("embedding_backward", grad.device, grad.dtype, "any", default_tile)
+    wide = n_cols >= WIDE
+    chosen = configuration(
+        "embedding_backward",
+        grad.device,
+        grad.dtype,
+        "wide" if wide else "narrow",
+        partial(default_backward, wide=wide),
+        candidates=partial(backward_tiles, wide=wide),
+    )
     block = power_of_two_up_to(chosen["WIDTH"], n_cols)
     launch(
         backward_kernel,
@@ -159,12 +181,14 @@ def backward(grad: Tensor, token_ids: Tensor, weight: Tensor) -> Tensor:
 
 def production_calls() -> Iterator[tuple[str, Any]]:
     for dtype in PRODUCTION_DTYPES:
-        tokens, weight = meta(32768, dtype=torch.int64), meta(50257, 1024, dtype=dtype)
-        yield f"embedding_forward_{dtype_name(dtype)}", partial(forward, tokens, weight)
-        yield (
-            f"embedding_backward_{dtype_name(dtype)}",
-            partial(backward, meta(32768, 1024, dtype=dtype), tokens, weight),
-        )
+        for vocab, d_model in ((50257, 768), (128256, 4096)):
+            tokens, weight = meta(32768, dtype=torch.int64), meta(vocab, d_model, dtype=dtype)
+            name = f"{dtype_name(dtype)}_{d_model}"
+            yield f"embedding_forward_{name}", partial(forward, tokens, weight)
+            yield (
+                f"embedding_backward_{name}",
+                partial(backward, meta(32768, d_model, dtype=dtype), tokens, weight),
+            )
 
 
 _operator = operator(

@@ -3,7 +3,8 @@
 A launch reads two tables. The chunk table has one row per program, (tensor, first entry), and depends on the tensors'
 sizes alone. The address table has one row per tensor: an address for each operand, then the number of entries. Both are
 cached by their content, so that a training step whose tensors stay in place copies nothing to the device. A copy is
-made from pinned memory without waiting. A CUDA graph's tables and the memory they are copied from are kept for good.
+made from pinned memory without waiting. A CUDA graph's tables and the memory they are copied from are kept for good;
+that memory is pinned beforehand, by the calls that warm up.
 """
 
 from __future__ import annotations
@@ -90,10 +91,18 @@ def _addresses(content: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
 
 MOST_TABLES = 128
 PINNED_ENTRIES = 1 << 20
+TABLES_OF_A_CAPTURE = 4
+"""As large as the largest: chunk tables for the norm, the scaling and the update, and the small address tables."""
 _tables: dict[Any, torch.Tensor] = {}
 _captured: list[Any] = []
 _pinned: list[torch.Tensor] = []
 """Memory for the tables of CUDA graphs, pinned before a capture begins: a capture may forbid to pin any."""
+
+
+def reserve(entries: int) -> None:
+    """Have pinned memory for tables of `entries` numbers in all (8 bytes each) in CUDA graphs yet to be captured."""
+    if not _pinned or _pinned[0].numel() < entries:
+        _pinned[:] = [torch.empty(max(entries, PINNED_ENTRIES), dtype=torch.int64, pin_memory=True)]
 
 
 def _table(make: Any, content: tuple[Any, ...], device: torch.device) -> torch.Tensor:
@@ -119,16 +128,20 @@ def _table(make: Any, content: tuple[Any, ...], device: torch.device) -> torch.T
 def _on_device(host: torch.Tensor, device: torch.device, capturing: bool) -> torch.Tensor:
     if device.type != "cuda":
         return host.to(device)
-    if not _pinned:
-        _pinned.append(torch.empty(PINNED_ENTRIES, dtype=torch.int64, pin_memory=True))
-    if capturing and host.numel() <= _pinned[0].numel():
-        memory, _pinned[0] = _pinned[0].split([host.numel(), _pinned[0].numel() - host.numel()])
-        pinned = memory.view(host.shape).copy_(host)
-        _captured.append(pinned)
-    else:
-        pinned = host.pin_memory()
-        if capturing:
-            _captured.append(pinned)
+    if not capturing:
+        # A capture of the step makes such tables anew, those of the norm, the scaling and the update.
+        reserve(TABLES_OF_A_CAPTURE * host.numel())
+        return host.pin_memory().to(device, non_blocking=True)
+    left = _pinned[0].numel() if _pinned else 0
+    if host.numel() > left:
+        raise RuntimeError(
+            f"cs336_triton: this CUDA graph needs pinned memory for a table of {host.numel()} numbers and {left} are "
+            f"left, and a capture may not pin any: run the step once before capturing it, or, where many graphs are "
+            f"captured, call cs336_triton.multi_tensor.reserve({TABLES_OF_A_CAPTURE * host.numel()}) before each"
+        )
+    memory, _pinned[0] = _pinned[0].split([host.numel(), left - host.numel()])
+    pinned = memory.view(host.shape).copy_(host)
+    _captured.append(pinned)
     return pinned.to(device, non_blocking=True)
 
 

@@ -52,6 +52,7 @@ def forward_kernel(
     x_stride,
     ACCUMULATOR: tl.constexpr,
     WALK: tl.constexpr,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -63,7 +64,7 @@ def forward_kernel(
     if WALK:
         highest = tl.full((ROWS, BLOCK), -float("inf"), dtype=ACCUMULATOR)
         total = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
-        for start in range(0, n_cols, BLOCK):
+        for start in tl.range(0, n_cols, BLOCK, num_stages=STAGES):
             mask = in_rows & (start + columns < n_cols)
             x = tl.load(x_rows + start + columns, mask=mask, other=-float("inf")).to(ACCUMULATOR)
             higher = tl.maximum(highest, x)
@@ -71,7 +72,7 @@ def forward_kernel(
             highest = higher
         row_highest = tl.max(highest, axis=1, keep_dims=True)
         row_total = tl.sum(total * exp_difference(highest, row_highest), axis=1, keep_dims=True)
-        for start in range(0, n_cols, BLOCK):
+        for start in tl.range(0, n_cols, BLOCK, num_stages=STAGES):
             mask = in_rows & (start + columns < n_cols)
             x = tl.load(x_rows + start + columns, mask=mask, other=-float("inf")).to(ACCUMULATOR)
             output = narrow(tl.exp(x - row_highest) / row_total, output_pointer.dtype.element_ty)
@@ -96,6 +97,7 @@ def backward_kernel(
     grad_stride,
     ACCUMULATOR: tl.constexpr,
     WALK: tl.constexpr,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -108,12 +110,12 @@ def backward_kernel(
     x_grad_rows = x_grad_pointer + rows * n_cols
     if WALK:
         products = tl.zeros((ROWS, BLOCK), dtype=ACCUMULATOR)
-        for start in range(0, n_cols, BLOCK):
+        for start in tl.range(0, n_cols, BLOCK, num_stages=STAGES):
             mask = in_rows & (start + columns < n_cols)
             grad = tl.load(grad_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
             products += grad * tl.load(output_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
         projection = tl.sum(products, axis=1, keep_dims=True)
-        for start in range(0, n_cols, BLOCK):
+        for start in tl.range(0, n_cols, BLOCK, num_stages=STAGES):
             mask = in_rows & (start + columns < n_cols)
             grad = tl.load(grad_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
             output = tl.load(output_rows + start + columns, mask=mask, other=0.0).to(ACCUMULATOR)
@@ -134,9 +136,13 @@ def default_tile(card: Card, *, block: int) -> Configuration:
 
 
 def walking_tiles(card: Card) -> tuple[Configuration, ...]:
-    """For rows that are read twice: many warps a row, so that few rows are at work and the cache still holds them."""
+    """For rows that are read twice: many warps a row, so that few rows are at work and the cache still holds them.
+
+    STAGES = n keeps n - 1 tiles on their way from memory while one is worked on.
+    """
     return tuple(
-        Configuration.of(num_warps=warps, ROWS=1, BLOCK=block)
+        Configuration.of(num_warps=warps, ROWS=1, BLOCK=block, STAGES=stages)
+        for stages in (1, 2, 3)
         for warps, block in ((32, 4096), (16, 8192), (32, 8192), (32, 16384), (16, 4096), (8, 4096))
     )
 
@@ -162,7 +168,7 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], wi
         rows.stride(0),
         ACCUMULATOR=accumulator(rows.dtype),
         WALK=walk,
-        **{"BLOCK": block, **chosen.keywords},
+        **{"BLOCK": block, "STAGES": 1, **chosen.keywords},
     )
 
 

@@ -42,7 +42,8 @@ def sigmoid(x):
 @triton.jit
 def tile_of_rows(n_rows, n_cols, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(rows, columns, mask) of this program's tile; the programs cover a matrix, column tile by column tile."""
-    column_tiles = tl.cdiv(n_cols, BLOCK)
+    # In int64: a row that ends less than BLOCK before 2^31 would come to a negative number of tiles.
+    column_tiles = tl.cdiv(tl.cast(n_cols, tl.int64), BLOCK)
     program = tl.program_id(0).to(tl.int64)
     rows = (program // column_tiles) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = (program % column_tiles) * BLOCK + tl.arange(0, BLOCK)[None, :]

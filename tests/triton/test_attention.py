@@ -184,6 +184,28 @@ def test_heads_beside_features_keep_their_layout(attention):
     assert result.transpose(1, 2).is_contiguous()
 
 
+def test_rows_too_far_apart_for_int32_are_brought_together():
+    """Offsets within a tile of up to 1024 rows are int32: inputs are copied and results laid out anew."""
+    from cs336_triton import attention
+    from cs336_triton.cross_compilation import CARDS
+
+    for stride, kept in ((2**21 - 16, True), (2**21, False)):
+        x = torch.empty_strided((1, 2, 4, 16), (4 * stride, 16, stride, 1), device="meta")
+        assert (attention._readable(x) is x) == kept
+    # (sequence, batch, heads, d) of 2**21 numbers a token.
+    x = torch.empty(8, 2**13, 16, 16, device="meta").permute(1, 2, 0, 3)
+    assert attention._empty_rows(x).is_contiguous()
+    assert attention._empty_rows(x[: 2**12].contiguous().transpose(1, 2)).transpose(1, 2).is_contiguous()
+    tiles = [
+        attention.candidate_configurations(kernel, dtype, width, CARDS[90])
+        for kernel in ("attention_forward", "attention_delta", "attention_query_gradient", "attention_key_gradient")
+        for dtype in (torch.bfloat16, torch.float32)
+        for width in (16, 64, 128, 256)
+    ]
+    sizes = [value for tile in tiles for one in tile for name, value in one.constants if name.startswith("BLOCK")]
+    assert max(sizes) == attention.LONGEST_TILE
+
+
 def test_transposed_rows_and_an_expanded_gradient(attention):
     make = maker()
     given = {name: make.normal(1, 2, 16, 33).transpose(2, 3) for name in ("q", "k", "v")}

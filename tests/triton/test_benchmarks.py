@@ -91,6 +91,14 @@ def test_tuning_writes_what_the_backend_reads(tmp_path, capsys):
     assert "not timed, -1 seconds are over" in capsys.readouterr().out
 
 
+def test_tuned_embeddings_meet_tokens_as_in_a_text():
+    ids = script("triton_tuning").sorted_ids(32768)
+    counts = ids.bincount()
+    assert torch.equal(ids, ids.sort().values) and ids[0] >= 0 and ids[-1] < 32768
+    # Under Zipf's law id 0 takes the share ln 2 / ln 32768 of all.
+    assert abs(counts[0] / 32768 - 1 / 15) < 0.01 and (counts == 1).sum() > 2000
+
+
 def test_the_round_runs_its_parts_in_order(tmp_path):
     """With a Python that only says what it was asked; one part fails, and none stops another."""
     python = tmp_path / "python"

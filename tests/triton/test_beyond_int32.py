@@ -68,6 +68,15 @@ def test_silu():
     check_ends("silu", silu, {"x": normal(2**19 + 5, 4096)}, ("x",))
 
 
+def test_silu_of_one_row_that_ends_just_before_two_to_the_31():
+    from cs336_triton.silu import silu
+
+    x = normal(2**31 - 1)
+    result = silu(x)
+    for end in ENDS:
+        torch.testing.assert_close(result[end], torch.nn.functional.silu(x[end]))
+
+
 def test_swiglu():
     from cs336_triton.swiglu import swiglu
 

@@ -100,13 +100,20 @@ def test_a_spoilt_cache_is_named(configurations, tuning, tmp_path, content):
         choose(configurations)
 
 
-def test_candidates_that_do_not_fit_are_left_out(configurations, monkeypatch):
+@pytest.mark.parametrize("failure", ["shared memory", "pass", "other"])
+def test_candidates_that_do_not_fit_are_left_out(configurations, monkeypatch, failure):
     import triton.testing
     from triton.runtime.errors import OutOfResources
 
+    error = {
+        "shared memory": OutOfResources(300_000, 232_448, "shared memory"),
+        "pass": RuntimeError("PassManager::run failed"),
+        "other": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    }[failure]
+
     def run(chosen):
         if chosen.num_warps == 8:
-            raise OutOfResources(300_000, 232_448, "shared memory")
+            raise error
 
     def do_bench(call, return_mode):
         call()
@@ -115,6 +122,10 @@ def test_candidates_that_do_not_fit_are_left_out(configurations, monkeypatch):
     monkeypatch.setattr(triton.testing, "do_bench", do_bench)
     candidates = [configurations.Configuration.of(count) for count in (4, 8, 2)]
     milliseconds = iter((3.0, 1.0))
+    if failure == "other":
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            configurations.time_candidates(candidates, run)
+        return
     timed = configurations.time_candidates(candidates, run)
     assert [(time, chosen.num_warps) for time, chosen in timed] == [(1.0, 2), (3.0, 4)]
     with pytest.raises(RuntimeError, match="none of the candidate configurations runs"):

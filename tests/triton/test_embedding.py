@@ -27,7 +27,7 @@ def arguments(make, shape, vocab, d_model):
     return {"token_ids": make.integers(*shape, high=vocab), "weight": make.normal(vocab, d_model)}
 
 
-@pytest.mark.parametrize("d_model", [1, 63, 300, 760])
+@pytest.mark.parametrize("d_model", [1, 63, 300, 760, 1100])
 @pytest.mark.parametrize("dtype", [BFLOAT16, *DTYPES])
 def test_matches_float64(embedding, dtype, d_model):
     check_against_float64("embedding", embedding, arguments(maker(dtype), (3, 5), 11, d_model))
@@ -42,10 +42,12 @@ def test_any_shape(embedding, shape):
     check_against_float64("embedding", embedding, arguments(maker(), shape, 7, 9))
 
 
-@pytest.mark.parametrize("length", [15, 16, 17, 64, 65, 200])
-def test_runs_around_a_tile_of_rows(embedding, length):
+@pytest.mark.parametrize(
+    ("length", "d_model"), [(length, 300) for length in (15, 16, 17, 64, 65, 200)] + [(8, 1024), (9, 1030)], ids=str
+)
+def test_runs_around_a_tile_of_rows(embedding, length, d_model):
     """One token many times: its run ends before, at and after the end of a tile, and before another token's."""
-    given = arguments(maker("float16"), (length + 3,), 3, 300)
+    given = arguments(maker("float16"), (length + 3,), 3, d_model)
     given["token_ids"][:length] = 1
     given["token_ids"][length:] = 2
     check_against_float64("embedding", embedding, given)

@@ -123,3 +123,26 @@ def test_compiles_whole(gradient_clipping):
     assert torch.equal(norm, expected_norm)
     for one, other in zip(values, expected, strict=True):
         assert torch.equal(one, other)
+
+
+def test_memory_for_graphs_is_pinned_before_they_are_captured(monkeypatch):
+    from cs336_triton import multi_tensor
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda entries, *, dtype, pin_memory: empty(entries, dtype=dtype))
+    monkeypatch.setattr(multi_tensor, "_pinned", [])
+    monkeypatch.setattr(multi_tensor, "PINNED_ENTRIES", 10)
+    for entries, expected in ((4, 10), (10, 10), (12, 12), (5, 12)):
+        multi_tensor.reserve(entries)
+        assert [memory.numel() for memory in multi_tensor._pinned] == [expected]
+
+
+@pytest.mark.parametrize("left", [[], [100]], ids=str)
+def test_a_capture_without_memory_says_what_to_do(monkeypatch, left):
+    from cs336_triton import multi_tensor
+
+    monkeypatch.setattr(multi_tensor, "_pinned", [torch.zeros(entries, dtype=torch.int64) for entries in left])
+    table = torch.zeros(60, 2, dtype=torch.int64)
+    message = rf"a table of 120 numbers and {sum(left)} are left.*run the step once before.*reserve\(480\)"
+    with pytest.raises(RuntimeError, match=message):
+        multi_tensor._on_device(table, torch.device("cuda"), capturing=True)

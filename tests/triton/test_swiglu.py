@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
+from cs336_triton.swiglu import tile_of_rows
 
 from .kernel_checks import (
     BFLOAT16,
+    DEVICE,
     DTYPES,
     check_against_float64,
     check_full_graph,
@@ -14,6 +18,21 @@ from .kernel_checks import (
     check_operator,
     maker,
 )
+
+
+@triton.jit
+def first_entry_kernel(output_pointer, n_cols, BLOCK: tl.constexpr):
+    rows, columns, _ = tile_of_rows(1, n_cols, 1, BLOCK)
+    program = output_pointer + 2 * tl.program_id(0).to(tl.int64)
+    tl.store(program, tl.min(tl.min(rows, axis=1), axis=0))
+    tl.store(program + 1, tl.min(tl.min(columns, axis=1), axis=0))
+
+
+def test_a_row_may_end_just_before_two_to_the_31():
+    """The number of tiles, (n_cols + BLOCK - 1) // BLOCK, does not wrap around."""
+    first = torch.full((2, 2), -1, dtype=torch.int64, device=DEVICE)
+    first_entry_kernel[(2,)](first, 2**31 - 1, BLOCK=1024)
+    assert first.tolist() == [[0, 0], [0, 1024]]
 
 
 @pytest.fixture
