@@ -372,20 +372,23 @@ def _choose(
     run: Callable[[Configuration], None],
 ) -> Configuration:
     width = max(_padded(q.shape[3]), _padded(v.shape[3]))
-    edged = mask is not None or document_ids is not None
-    bucket = f"d{width}" + ("_masked" if edged else "") + ("_causal" if is_causal else "")
+    masked = mask is not None
+    edge = "_masked" if masked else "" if document_ids is None else "_documents"
+    bucket = f"d{width}{edge}" + ("_causal" if is_causal else "")
     return configuration(
         kernel,
         q.device,
         q.dtype,
         bucket,
-        partial(default_configuration, kernel, q.dtype, width, q.shape[2]),
-        candidates=partial(candidate_configurations, kernel, q.dtype, width),
+        partial(default_configuration, kernel, q.dtype, width, q.shape[2], masked=masked),
+        candidates=partial(candidate_configurations, kernel, q.dtype, width, masked=masked),
         run=run,
     )
 
 
-def default_configuration(kernel: str, dtype: torch.dtype, width: int, queries: int, card: Card) -> Configuration:
+def default_configuration(
+    kernel: str, dtype: torch.dtype, width: int, queries: int, card: Card, *, masked: bool = False
+) -> Configuration:
     """What is used where no table was measured: the first candidate, whose tiles compile without spilling."""
     if kernel == "attention_delta":
         return Configuration.of(num_warps=4, num_stages=1, BLOCK_M=max(16, 8192 // width))
@@ -394,10 +397,12 @@ def default_configuration(kernel: str, dtype: torch.dtype, width: int, queries: 
         blocks = (64, 32) if queries <= 128 else (128, 64)
         blocks = blocks if kernel != "attention_key_gradient" else blocks[::-1]
         return Configuration.of(BLOCK_M=blocks[0], BLOCK_N=blocks[1], **_plain(kernel))
-    return candidate_configurations(kernel, dtype, width, card)[0]
+    return candidate_configurations(kernel, dtype, width, card, masked=masked)[0]
 
 
-def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[Configuration, ...]:
+def candidate_configurations(
+    kernel: str, dtype: torch.dtype, width: int, card: Card, *, masked: bool = False
+) -> tuple[Configuration, ...]:
     """Every configuration worth timing, the untimed favourite first: (BLOCK_M, BLOCK_N, num_warps, num_stages)."""
     if kernel == "attention_delta":
         return tuple(
@@ -408,7 +413,7 @@ def candidate_configurations(kernel: str, dtype: torch.dtype, width: int, card: 
     return tuple(
         Configuration.of(num_warps=num_warps, num_stages=num_stages, BLOCK_M=m, BLOCK_N=n, **variant)
         for variant in _variants(kernel, dtype, card)
-        for m, n, num_warps, num_stages in _tiles(kernel, dtype, width, card)
+        for m, n, num_warps, num_stages in _tiles(kernel, dtype, width, card, masked)
     )
 
 
@@ -430,20 +435,31 @@ def _variants(kernel: str, dtype: torch.dtype, card: Card) -> tuple[dict[str, bo
     return plain, described, {**plain, "PERSISTENT": True}, {**described, "PERSISTENT": True}
 
 
-def _tiles(kernel: str, dtype: torch.dtype, width: int, card: Card) -> tuple[tuple[int, int, int, int], ...]:
+def _tiles(
+    kernel: str, dtype: torch.dtype, width: int, card: Card, masked: bool
+) -> tuple[tuple[int, int, int, int], ...]:
     """(BLOCK_M, BLOCK_N, num_warps, num_stages), read off the compiler: they fit the card, the first unspilled.
 
     float32 is multiplied without tensor cores, in unrolled products: small tiles, or the compiler takes minutes.
     """
     if dtype.itemsize > 2:
         return _FLOAT32_TILES[kernel][_bracket(width)]
-    return (_HALF_TILES_HOPPER if card.capability >= (9, 0) else _HALF_TILES)[kernel][_bracket(width)]
+    tiles = (_HALF_TILES_HOPPER if card.capability >= (9, 0) else _HALF_TILES)[kernel][_bracket(width)]
+    if masked and width <= 64:
+        tiles = tuple(dict.fromkeys((*_MASKED_TILES.get(kernel, ()), *tiles)))
+    return tiles
 
 
 def _bracket(width: int) -> int:
     return next(bracket for bracket in (64, 128, 256) if width <= bracket)
 
 
+# Rows of a mask that don't start at multiples of 16 bytes are read byte by byte, and every byte's address takes two
+# registers: tiles of 128 x 128 spill 1.3 kB a thread in the forward kernel and 0.6 kB in that of dQ.
+_MASKED_TILES = {
+    "attention_forward": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+    "attention_query_gradient": ((64, 64, 4, 2),),
+}
 _HALF_TILES_HOPPER = {
     "attention_forward": {
         64: ((128, 128, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
@@ -457,7 +473,8 @@ _HALF_TILES_HOPPER = {
     },
     "attention_key_gradient": {
         64: ((64, 128, 8, 2), (64, 64, 4, 2), (64, 128, 8, 3), (32, 128, 8, 3)),
-        # With 64 x 128, 24 bytes of a thread spill through descriptors and 96 through pointers, but products are wider.
+        # With 64 x 128 products are wider, but registers spill: in Triton 3.7.1 24 bytes a thread through descriptors
+        # and 96 through pointers, in Triton 3.6 8 and 16.
         128: ((32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 4, 2), (32, 64, 4, 3)),
         256: ((16, 64, 8, 2), (32, 32, 8, 1)),
     },
@@ -510,5 +527,6 @@ def production_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         for masking in ("mask", "documents"):
             call = partial(_forward_backward, 2, 16, 16, 4096, d, torch.bfloat16, masking == "documents", masking)
             yield f"bfloat16_d{d}_{masking}", call
+    yield "bfloat16_d64_mask_odd", partial(_forward_backward, 2, 16, 16, 4001, 64, torch.bfloat16, False, "mask")
     for d in (32, 80, 256):
         yield f"bfloat16_d{d}_causal", partial(_forward_backward, 2, 8, 8, 4096, d, torch.bfloat16, True)

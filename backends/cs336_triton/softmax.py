@@ -71,11 +71,12 @@ def forward_kernel(
             total = total * exp_difference(highest, higher) + exp_difference(x, higher)
             highest = higher
         row_highest = tl.max(highest, axis=1, keep_dims=True)
-        row_total = tl.sum(total * exp_difference(highest, row_highest), axis=1, keep_dims=True)
+        # One division a row: each costs several instructions, and the product adds one rounding error at most.
+        inverse = 1.0 / tl.sum(total * exp_difference(highest, row_highest), axis=1, keep_dims=True)
         for start in tl.range(0, n_cols, BLOCK, num_stages=STAGES):
             mask = in_rows & (start + columns < n_cols)
             x = tl.load(x_rows + start + columns, mask=mask, other=-float("inf")).to(ACCUMULATOR)
-            output = narrow(tl.exp(x - row_highest) / row_total, output_pointer.dtype.element_ty)
+            output = narrow(tl.exp(x - row_highest) * inverse, output_pointer.dtype.element_ty)
             tl.store(output_rows + start + columns, output, mask=mask)
     else:
         # A row beyond the last reads zeros, not -inf, whose differences would be NaN.
@@ -83,7 +84,8 @@ def forward_kernel(
         x = tl.load(x_rows + columns, mask=mask, other=0.0).to(ACCUMULATOR)
         x = tl.where(columns < n_cols, x, -float("inf"))
         weights = tl.exp(x - tl.max(x, axis=1, keep_dims=True))
-        output = narrow(weights / tl.sum(weights, axis=1, keep_dims=True), output_pointer.dtype.element_ty)
+        inverse = 1.0 / tl.sum(weights, axis=1, keep_dims=True)
+        output = narrow(weights * inverse, output_pointer.dtype.element_ty)
         tl.store(output_rows + columns, output, mask=mask)
 
 

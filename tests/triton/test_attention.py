@@ -274,6 +274,22 @@ def test_compiles_whole(attention):
     check_full_graph(lambda q, k, v, mask: attention(q, k, v, mask).transpose(1, 2).reshape(2, 9, 32), q, k, v, mask)
 
 
+def test_masks_have_tiles_of_their_own():
+    """Documents and plain attention keep the large tiles that a mask has no registers for."""
+    from cs336_triton import attention, configurations
+    from cs336_triton.cross_compilation import CARDS, launches_of
+
+    calls = dict(attention.production_calls())
+    chosen = {}
+    for label in ("bfloat16_d64_full", "bfloat16_d64_mask_odd", "bfloat16_d64_documents"):
+        with configurations.experiment({}) as asked:
+            launches_of(calls[label], CARDS[90])
+        for (kernel, _, bucket), (default, *_) in asked.found.items():
+            if kernel == "attention_forward":
+                chosen[bucket] = (default["BLOCK_M"], default["BLOCK_N"])
+    assert chosen == {"d64": (128, 128), "d64_masked": (64, 64), "d64_documents_causal": (128, 128)}
+
+
 def test_head_dimensions_that_are_too_large_are_refused(attention):
     q = maker().normal(1, 1, 3, 257)
     with pytest.raises(ValueError, match="head dimension 257 exceeds 256"):
