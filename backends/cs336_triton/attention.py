@@ -455,7 +455,7 @@ def _bracket(width: int) -> int:
 
 
 # Rows of a mask that don't start at multiples of 16 bytes are read byte by byte, and every byte's address takes two
-# registers: tiles of 128 x 128 spill 1.3 kB a thread in the forward kernel and 0.6 kB in that of dQ.
+# registers: tiles of 128 x 128 spill 1.3 to 2 kB a thread in the forward kernel and 0.6 kB in that of dQ.
 _MASKED_TILES = {
     "attention_forward": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
     "attention_query_gradient": ((64, 64, 4, 2),),
