@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cs336_registry.components.bpe_trainer import TieBreak, check, check_counts, initial_vocab
+from cs336_registry.text.changes import file_states
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath
 from cs336_registry.text.memory import bytes_of
@@ -15,7 +16,7 @@ from cs336_registry.text.vocab_files import Merges, Vocab
 
 from .memory_plan import Ceiling
 from .pair_merger import PairMerger
-from .pretoken_counter import count_words, file_states, open_cache
+from .pretoken_counter import count_words, open_cache
 from .workers import check_num_workers
 
 

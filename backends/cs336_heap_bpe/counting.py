@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from cs336_registry.text.changes import changed
 from cs336_registry.text.inputs import BLOCK_SIZE, decoded, utf8
 from cs336_registry.text.patterns import CL100K_PATTERN, GPT2_PATTERN, pretoken_finder
 from cs336_registry.text.pretokens import safe_chunks
@@ -89,10 +90,6 @@ def range_blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
                 raise changed(path)
             start += len(block)
             yield block
-
-
-def changed(path: Path) -> ValueError:
-    return ValueError(f"{path} changed while it was read: run this again when it is complete")
 
 
 class _Words:

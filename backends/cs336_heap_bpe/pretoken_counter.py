@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cs336_registry.components.pretoken_counter import check
 from cs336_registry.text.accumulator import Accumulator
 from cs336_registry.text.byte_ranges import byte_ranges
+from cs336_registry.text.changes import FileStates, file_states, refuse_changed
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import InputPath, byte_texts, decoded, is_plain
 from cs336_registry.text.memory import bytes_of
@@ -15,7 +16,7 @@ from cs336_registry.text.patterns import GPT2_PATTERN
 from cs336_registry.text.progress import Progress
 from cs336_registry.text.training_cache import TrainingCache, WordCounts, identify
 
-from .counting import changed, count_texts
+from .counting import count_texts
 from .memory_plan import Ceiling
 from .workers import check_num_workers, run_in_processes
 
@@ -47,15 +48,6 @@ def pretoken_counter(
     cache = open_cache(cache_dir, paths, special_tokens, pattern)
     ceiling = Ceiling(bytes_of(max_ram), merging=False, progress=bool(progress))
     return count_words(paths, special_tokens, pattern, workers, cache, ceiling, states).to_dict()
-
-
-FileStates = Mapping[Path, tuple[int, int]]
-"""Sizes (bytes) and times of change (ns) of files."""
-
-
-def file_states(paths: Sequence[Path]) -> FileStates:
-    """The files' states, to be taken before they are identified: what is counted must be what was identified."""
-    return {path: _state(path) for path in paths if path.is_file()}
 
 
 def open_cache(
@@ -121,7 +113,7 @@ def _counted(
         calls = [(path, start, end, pattern, special_tokens, plan.most_words) for _, path, start, end in missing]
         for position, words in run_in_processes("cs336_heap_bpe.counting:count_range", calls, plan.num_workers):
             number, path, start, end = missing[position]
-            _refuse_changed(states, [path])
+            refuse_changed(states, [path])
             # A single shard is the whole: the total is kept right after it.
             if cache is not None and len(jobs) > 1:
                 cache.save_shard(cache.identity.shard(number, start, end), words)
@@ -132,19 +124,8 @@ def _counted(
             # One process reads what is not plain: these files can't be entered in the middle.
             for words in count_texts(map(decoded, byte_texts(other)), pattern, special_tokens, plan.most_words):
                 accumulator.add(words)
-        _refuse_changed(states, paths)
+        refuse_changed(states, paths)
         return accumulator.total()
-
-
-def _refuse_changed(states: FileStates, paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path in states and _state(path) != states[path]:
-            raise changed(path)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _shard_bytes(path: Path) -> int:

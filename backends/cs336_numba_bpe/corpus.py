@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cs336_registry.text.changes import Stamp, refuse_changed, stamps
+from cs336_registry.text.changes import FileStates, file_states, refuse_changed
 from cs336_registry.text.files import StrPath
 from cs336_registry.text.inputs import is_plain
 from cs336_registry.text.memory import bytes_of
@@ -38,14 +38,14 @@ SHARD_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """How to count: threads, cache, memory ceiling (bytes), and whether to report on stderr; and what the files were
+    """How to count: threads, cache, memory ceiling (bytes), and whether to report on stderr; and the files' states
     before any was read."""
 
     num_threads: int | None = None
     cache: TrainingCache | None = None
     max_ram: int | None = None
     progress: bool = False
-    stamps: tuple[Stamp | None, ...] = ()
+    states: FileStates = field(default_factory=dict)
 
     def report(self, message: str) -> None:
         if self.progress:
@@ -70,14 +70,14 @@ def make_options(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}: it must be at least 1, or None for one per CPU")
     ceiling = bytes_of(max_ram)
-    before = tuple(stamps(paths))
+    states = file_states(paths)
     cache = None
     if cache_dir is not None:
         from cs336_registry.text.training_cache import TrainingCache, identify
 
         identity = identify(paths, special_tokens, pattern)
         cache = None if identity is None else TrainingCache(cache_dir, paths, identity)
-    return Options(num_threads, cache, ceiling, bool(progress), before)
+    return Options(num_threads, cache, ceiling, bool(progress), states)
 
 
 def is_small(num_bytes: int, groups: tuple[str, ...]) -> bool:
@@ -115,7 +115,7 @@ def count_corpus(
         if options.max_ram is not None and size >= COLD_BYTES:
             raise ValueError("max_ram is kept for the patterns gpt2 and cl100k alone: pass --backend heap_bpe")
         counts = count_pretokens(paths, special_tokens, pattern)
-        refuse_changed(paths, options.stamps)
+        refuse_changed(options.states, paths)
         if cache is not None:
             from cs336_registry.text.training_cache import WordCounts as KeptCounts
 
@@ -136,7 +136,7 @@ def count_corpus(
     ceiling.check_ahead(counter, paths)
     with Progress("counting", size, "bytes", enabled=options.progress) as progress:
         words = counter.count(paths, advance=_adder(progress.update))
-    refuse_changed(paths, options.stamps)
+    refuse_changed(options.states, paths)
     if cache is not None:
         from .kept_counts import save_words
 

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from cs336_registry.text.changes import changed
+
 from . import blocks
 from .constants import PADDING
 
@@ -83,7 +85,7 @@ class TextBuffer:
                 block = self.array[self.kept : self.kept + wanted]
                 got = os.preadv(descriptor, [block], position) if wanted else 0
                 if wanted and not got:
-                    raise ValueError(f"{path} changed while it was read: start again when it is complete")
+                    raise changed(path)
                 position, self.kept = position + got, self.kept + got
                 is_last = position >= end
                 if is_last or self.kept >= self.settled_from:

@@ -1,25 +1,31 @@
-"""Files that must stay as they are while they are read: counts are kept under what a file held at the start."""
+"""Files that must stay as they are while they are read: what is counted is kept under what a file held at the start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-Stamp = tuple[int, int]
+FileStates = Mapping[Path, tuple[int, int]]
+"""Sizes (bytes) and times of change (ns) of files."""
 
 
-def stamps(paths: Sequence[Path]) -> list[Stamp | None]:
-    """Size and time of the last change of each file, None for what is no file."""
-    return [_stamp(path) if path.is_file() else None for path in paths]
+def file_states(paths: Iterable[Path]) -> FileStates:
+    """The files' states, to be taken before they are identified."""
+    return {path: _state(path) for path in paths if path.is_file()}
 
 
-def _stamp(path: Path) -> Stamp:
+def refuse_changed(states: FileStates, paths: Iterable[Path]) -> None:
+    """Raises ValueError for a file that is no longer in the state it had in `states`."""
+    for path in paths:
+        if path in states and _state(path) != states[path]:
+            raise changed(path)
+
+
+def changed(path: str | os.PathLike[str]) -> ValueError:
+    return ValueError(f"{os.fspath(path)} changed while it was read: run this again when it is complete")
+
+
+def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def refuse_changed(paths: Sequence[Path], before: Sequence[Stamp | None]) -> None:
-    """ValueError where a file is not what it was when `before` was taken."""
-    for path, stamp, now in zip(paths, before, stamps(paths), strict=True):
-        if stamp != now:
-            raise ValueError(f"{path} changed while it was read: start again when it is complete")

@@ -320,11 +320,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(word_counter.WordCounter, "count", changed_meanwhile)
-        with pytest.raises(ValueError, match=r"prose.txt changed while it was read: start again"):
+        with pytest.raises(ValueError, match=r"prose.txt changed while it was read: run this again"):
             pretoken_counter(prose, SPECIAL, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("word_counts*"))
     buffer = text_buffer.TextBuffer(lambda text, start, stop, is_last: (stop, False))
-    with pytest.raises(ValueError, match=r"prose.txt changed while it was read: start again"):
+    with pytest.raises(ValueError, match=r"prose.txt changed while it was read: run this again"):
         list(buffer.read_range(prose, 0, prose.stat().st_size + 1))
 
 
