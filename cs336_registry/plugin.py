@@ -32,6 +32,13 @@ hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
+DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128"),
+)
+DEVICES = ("cpu", "cuda", "interpreter")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
     """One component of a backend: where it is, and what it claims. A claim not made is a case not run."""
@@ -294,6 +301,7 @@ def _checked(backend: Any, name: str, components: Mapping[str, str]) -> Backend:
         if implementation.component in seen:
             raise ContractError(f"claims component {implementation.component!r} twice: keep one")
         seen.add(implementation.component)
+        _check_claims(implementation)
         _check_target(implementation.component, implementation.target)
     return backend
 
@@ -303,6 +311,16 @@ def _check_name(kind: str, name: str) -> None:
         raise ContractError(
             f"{kind} name {name!r} is not allowed: lower-case letters, digits and _, a letter first, and not 'auto'"
         )
+
+
+def _check_claims(implementation: Implementation) -> None:
+    """A misspelt claim is never judged, and looks as if it had been."""
+    for kind, claimed, known in (("dtype", implementation.dtypes, DTYPES), ("device", implementation.devices, DEVICES)):
+        for name in claimed:
+            if name not in known:
+                raise ContractError(
+                    f"claims unknown {kind} {name!r} for {implementation.component!r}: {suggestion(name, known)}"
+                )
 
 
 def _check_target(component: str, target: str) -> str:

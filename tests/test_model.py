@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cs336_registry.components.rope import rotation_tables
+from cs336_registry.conformance.subject import find
 
 from .support import device_of, normal, properties, skip_without_float64
 
@@ -50,6 +51,26 @@ def test_embedding(implementation_of, device):
     weight = normal(50, 16, device=device).requires_grad_()
     token_ids = torch.tensor([[3, 49, 3], [0, 3, 7]], device=device)
     assert_same(implementation_of("embedding")(token_ids, weight), F.embedding(token_ids, weight), (weight,))
+
+
+def test_embedding_sums_its_gradient_in_one_order(implementation_of, cs336_backend, device):
+    """With several threads, and so many ids that they share the work; training would not repeat itself otherwise."""
+    embedding = implementation_of("embedding")
+    if not find(cs336_backend, "embedding").claims.deterministic:
+        pytest.skip(f"{cs336_backend} does not claim the same bits again")
+    weight = normal(2048, 128, device=device).requires_grad_()
+    token_ids = (normal(16, 128, seed=1, device=device) * 20).long().abs()
+    upstream = normal(16, 128, 128, seed=2, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = {
+            torch.autograd.grad(embedding(token_ids, weight), weight, upstream)[0].cpu().numpy().tobytes()
+            for _ in range(20)
+        }
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
 
 
 def test_silu(implementation_of, device):

@@ -113,19 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words[:1]
     words = words[1:] if debug else words
-    if not words or words[0] in ("--help", "-h"):
-        sys.exit(_print(overview()))
-    if words[0] == "--version":
-        from importlib.metadata import version
-
-        sys.exit(_print(f"cs336-registry {version('cs336-registry')}"))
-    name = _find(words)
-    if name is None:
-        sys.exit(_unknown(words))
     from ..errors import RegistryError
 
     try:
-        sys.exit(_run(name, words[len(name.split()) :]))
+        sys.exit(_answer(words))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -145,6 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _answer(words: Sequence[str]) -> int:
+    if not words or words[0] in ("--help", "-h"):
+        return _print(overview())
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        return _print(f"cs336-registry {version('cs336-registry')}")
+    name = _find(words)
+    return _unknown(words) if name is None else _run(name, words[len(name.split()) :])
 
 
 def commands() -> dict[str, tuple[str, str]]:

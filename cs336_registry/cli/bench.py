@@ -43,14 +43,24 @@ def bench(
 
     from ..bench import roofline, rows, runner
     from ..bench.tables import duration
+    from ..errors import suggestion
     from ..machine import detect
 
     console = Console()
     device = device or detect().device
+    if device not in ("cpu", "cuda") or (device == "cuda" and not detect().cuda_devices):
+        raise ValueError(f"--device is {device!r}, and there is {detect().device} here: leave it out")
+    if rounds < 1:
+        raise ValueError(f"--rounds is {rounds}: it must be at least 1")
+    unknown = set(backends or ()) - set(registry.backends())
+    if unknown:
+        raise ValueError(f"no backend {min(unknown)!r}: {suggestion(min(unknown), registry.backends())}")
     found: list[dict] = []
     limits: dict[str, roofline.Roofline] = {}
     for component in components or registry.components():
         contract = registry.contract(component)
+        if dtype is not None and contract.dtypes and dtype not in contract.dtypes:
+            raise ValueError(f"{component} has no dtype {dtype!r}: {suggestion(dtype, contract.dtypes)}")
         kind = dtype if contract.dtypes and dtype else next(iter(contract.dtypes), None)
         if kind is not None and kind not in limits:
             limits[kind] = roofline.measure(device, kind)

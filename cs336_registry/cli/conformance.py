@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -68,6 +69,9 @@ def conformance(
     )
     if rows is not None:
         append(proven_rows(report.record), rows)
+    if report.exit_code == 0 and not any(check["outcome"] == "passed" for check in report.record.get("checks", ())):
+        print("nothing was judged: what was asked for is not claimed, or can't run here", file=sys.stderr)
+        return 1
     return report.exit_code
 
 
@@ -81,8 +85,12 @@ def mutants(*, components: list[str] | None = None, seed: int = 0) -> int:
     seed
         Seed of every drawn argument.
     """
+    import cs336_registry as registry
+
     from ..conformance.mutation import run_mutants
 
+    for name in components or ():
+        registry.contract(name)  # which says where there is none of that name
     return 1 if run_mutants(components, seed=seed) else 0
 
 
@@ -98,5 +106,7 @@ def matrix(*, results: Path = Path("benchmarks/results")) -> int:
     from ..conformance.matrix import grid, shortfalls
 
     found = list(read(results))
+    if not found:
+        raise ValueError(f"{results} holds no rows: name the folder with --results, benchmarks/results in a clone")
     print(f"{grid(found)}\n\n{shortfalls(found)}")
     return 0

@@ -68,6 +68,9 @@ def build(
     position, parts = _part(part)
     check_workers(num_workers)
     paths = expand(list(shards))
+    if out.is_dir() or out.resolve() in {path.resolve() for path in paths}:
+        what = "a folder" if out.is_dir() else "one of the shards"
+        raise ValueError(f"--out is {out}, which is {what}: choose another file")
     say = _silent if quiet else _say
     whole = file_ranges(paths, expression, tokens)
     kept = distinct(paths, duplicates, [(one.size, one.digest) for one in identities(whole)])

@@ -93,7 +93,7 @@ README = """\
 
 A backend of cs336_registry that provides `{component}`.
 
-    pip install -e .
+    uv pip install -e .
     cs336 backends                                  # a column `{name}`
     cs336 conformance {name}                        # or: pytest
     python benchmarks/{component}.py
@@ -104,7 +104,7 @@ A backend of cs336_registry that provides `{component}`.
 def new(name: str, /, *, component: str = "rmsnorm", out: Path | None = None) -> int:
     """Write a working plugin distribution: one component, its conformance test and its benchmark.
 
-    Example: `cs336 new mine --component softmax`, then `pip install -e cs336-mine` and `cs336 conformance mine`.
+    Example: `cs336 new mine --component softmax`, then `uv pip install -e cs336-mine` and `cs336 conformance mine`.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def new(name: str, /, *, component: str = "rmsnorm", out: Path | None = None) ->
 
     for path, content in files.items():
         write_text(folder / path, content)
-    print(f"wrote {folder}: {', '.join(files)}\nnext: pip install -e {folder} && cs336 conformance {name}")
+    print(f"wrote {folder}: {', '.join(files)}\nnext: uv pip install -e {folder} && cs336 conformance {name}")
     return 0
 
 

@@ -18,7 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,20 @@ def _encode(
         if workers > 1 and len(todo) > 1 and (tokenizer.folder / "metadata.json").is_file():
             try:
                 # Spawned, not forked: a thread pool of the parent (torch, numba) must not be copied half-way.
-                with ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn"), _start_worker) as pool:
+                context = get_context("spawn")
+                held_by_worker, held_here = context.Pipe(duplex=False)
+                with (
+                    held_here,
+                    held_by_worker,
+                    ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (held_by_worker,)) as pool,
+                ):
                     encode = partial(_encode_in_worker, str(tokenizer.folder), backend)
                     try:
                         for done in as_completed([pool.submit(encode, *one) for one in todo]):
                             stage.advance(done.result())
                     except BaseException:
                         # Otherwise every part would be encoded before the error is told.
+                        held_here.close()
                         pool.shutdown(cancel_futures=True)
                         raise
             except BrokenProcessPool:
@@ -245,19 +253,17 @@ def _encode_part(tokenizer: Any, source: str, start: int, end: int, part: str, d
     return end - start
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole group of processes; this one ends there and then, without a traceback of its own.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _start_worker(parent: Connection) -> None:
+    # Ctrl-C reaches the whole group of processes; it is the parent's to end the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next call for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: Connection) -> None:
+    """A pool's workers wait for work for ever; when the parent closes its end of a pipe, or is killed, they end."""
+    wait([parent])
+    os._exit(1)
 
 
 def _encode_in_worker(folder: str, backend: str | None, *part: Any) -> int:

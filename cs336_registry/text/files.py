@@ -27,15 +27,19 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def atomic_write(path: StrPath, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """A file that appears under `path`, complete, when the block ends without an error, and not at all otherwise.
 
-    Folders on the way are made. Text is UTF-8 and its newlines are not translated. A symbolic link is written through.
-    What killed writers of the same file left is removed.
+    Folders on the way are made. Text is UTF-8 and its newlines are not translated. A symbolic link is written through,
+    and so is what is no file, such as /dev/stdout or a pipe. What killed writers of the same file left is removed.
     """
     target = Path(os.path.realpath(path))
+    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with open(path, mode, encoding=encoding, newline=newline) as file:
+            yield file
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     start = f".{target.name[:100]}."
     drop_abandoned(target.parent, re.escape(start) + r"[0-9a-f]{12}\.tmp")
     temporary = target.with_name(f"{start}{secrets.token_hex(6)}.tmp")
-    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
     try:
         with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
             yield file

@@ -37,6 +37,13 @@ def corpus(tmp_path):
     return [first, second]
 
 
+def test_no_shard_is_written_over(run, corpus, tmp_path):
+    before = corpus[0].read_bytes()
+    assert run("counts", "build", *corpus, "--out", corpus[0]).failed_with("which is one of the shards: choose another")
+    assert run("counts", "build", *corpus, "--out", tmp_path).failed_with("which is a folder: choose another")
+    assert corpus[0].read_bytes() == before
+
+
 def build(run, *words):
     result = run("counts", "build", *words, *SPECIAL, "--backend", "heap_bpe", "--quiet")
     assert result.code == 0, result.err

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -56,6 +59,38 @@ def test_errors_are_one_line(capsys):
     code, _, err = run(capsys, "explain", "rmsnrom")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("error: unknown component 'rmsnrom': did you mean 'rmsnorm'")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("matrix", "--results", "nowhere"), "nowhere holds no rows: name the folder with --results"),
+        (("mutants", "--components", "rmsnrom"), "unknown component 'rmsnrom': did you mean 'rmsnorm'"),
+        (("bench", "silu", "--backends", "tourch"), "no backend 'tourch': did you mean 'torch'"),
+        (("bench", "silu", "--dtype", "float8"), "silu has no dtype 'float8'"),
+        (("bench", "silu", "--rounds", "0"), "--rounds is 0: it must be at least 1"),
+        (("bench", "silu", "--device", "tpu"), "--device is 'tpu', and there is"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_is_not_there_is_told(capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 1 and message in err.splitlines()[-1]
+
+
+def test_a_closed_pipe_is_no_error(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from cs336_registry.cli import main; main(sys.argv[1:])"
+    finished = subprocess.run([sys.executable, "-c", code, "--help"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (141, b"")
+
+
+def test_judging_nothing_is_no_success(capfd):
+    code, _, err = run(capfd, "conformance", "heap_bpe", "--components", "softmax")
+    assert code == 1 and "nothing was judged" in err
 
 
 def test_debug_shows_the_traceback():

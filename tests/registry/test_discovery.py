@@ -106,10 +106,18 @@ def test_a_hook_with_a_wrong_argument_is_refused():
             backend_module("mine", Implementation(component="rmsnrom", target="a:b")),
             "claims unknown component 'rmsnrom': did you mean 'rmsnorm'",
         ),
+        (
+            backend_module("mine", Implementation(component="rmsnorm", target="a:b", dtypes=("float23",))),
+            "claims unknown dtype 'float23' for 'rmsnorm': did you mean 'float32'",
+        ),
+        (
+            backend_module("mine", Implementation(component="rmsnorm", target="a:b", devices=("CPU",))),
+            "claims unknown device 'CPU' for 'rmsnorm': known: cpu, cuda, interpreter",
+        ),
         (backend_module("mine", Implementation(component="rmsnorm", target="a.b")), "gives 'a.b' for 'rmsnorm': write"),
         (module_with(cs336_backend=hookimpl(lambda: "text")), "cs336_backend returned a str: return a cs336_registry"),
     ],
-    ids=["name", "api", "twice", "unknown_component", "target", "type"],
+    ids=["name", "api", "twice", "unknown_component", "dtype", "device", "target", "type"],
 )
 def test_a_wrong_manifest_is_refused_whole(module, reason):
     discovery = found(FakeEntryPoint("mine", module))

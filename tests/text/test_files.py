@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_permissions_and_links_are_respected(tmp_path):
     write_text(tmp_path / "link.txt", "b")
     assert (tmp_path / "link.txt").is_symlink()
     assert (tmp_path / "real.txt").read_text() == "b"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are posix")
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    write_bytes(pipe, b"content")
+    reader.join()
+    assert found == [b"content"] and pipe.is_fifo()
 
 
 def test_a_full_disk_is_an_error_and_keeps_the_old_file(tmp_path, monkeypatch):
