@@ -41,7 +41,9 @@ def run_conformance(
         raise ModuleNotFoundError("the conformance kit runs on pytest, which is missing: pip install pytest") from error
     kept = _Kept()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--pyargs", "cs336_registry.conformance", "-q", "--no-header", "-p", "no:cacheprovider"]
+        # A failed check is told in a line, below: nothing of the kit's inside helps.
+        arguments = ["--pyargs", "cs336_registry.conformance", "-q", "--no-header", "--tb=no", "-rN"]
+        arguments += ["-p", "no:cacheprovider"]
         arguments += ["-c", _empty_configuration(Path(folder)), f"--cs336-seed={seed}"]
         # This process has imported the package already, and its asserts are not pytest's to rewrite.
         arguments += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
@@ -57,14 +59,35 @@ def run_conformance(
 
 
 class _Kept:
-    """Takes the record over from the session before it is gone; empty where there was none."""
+    """Tells what failed, a line each, and takes the record over from the session before it is gone."""
 
     def __init__(self) -> None:
         self.record: dict[str, Any] = {}
 
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        failed = [report for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+        for report in failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = str(report.longrepr) if crash is None else crash.message
+            terminalreporter.write_line(f"FAILED {_check(report)}: {(reason.strip() or 'no reason').splitlines()[0]}")
+        if failed:
+            backends = " ".join(f"--cs336-backend={name}" for name in terminalreporter.config.option.cs336_backend)
+            terminalreporter.write_line(
+                f'one of them with all of pytest: pytest --pyargs cs336_registry.conformance {backends} -k "'
+                f'{_check(failed[0]).translate(_WORDS)}"'
+            )
+
     def pytest_unconfigure(self, config: Any) -> None:
         recorder = config.pluginmanager.get_plugin("cs336_record")
         self.record = recorder.to_dict() if recorder is not None else {}
+
+
+_WORDS = str.maketrans({"[": " and ", "-": " and ", "]": None})
+"""Turns a check's name into an expression of pytest's -k."""
+
+
+def _check(report: Any) -> str:
+    return report.nodeid.rpartition("::")[2]
 
 
 def _empty_configuration(folder: Path) -> str:

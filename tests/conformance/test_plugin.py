@@ -230,3 +230,15 @@ def test_the_plugin_loads_nothing_until_it_is_used(pytester, monkeypatch):
         """
     )
     pytester.runpytest_subprocess("-p", "cs336_registry.conformance.plugin").assert_outcomes(passed=1)
+
+
+def test_the_session_tells_each_failure_in_a_line(tmp_path):
+    code = (
+        "import cs336_torch.silu as module; right = module.silu; module.silu = lambda x: right(x) * 1.01; "
+        "from cs336_registry.conformance.session import run_conformance; "
+        "run_conformance('torch', components=['silu'], dtypes=['float32'], pytest_arguments=['-k', 'course'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "FAILED test_case[silu-course-float32]: AssertionError: result: error 0.0" in run.stdout, run.stdout
+    assert "Traceback" not in run.stdout and len(run.stdout.splitlines()) < 20
+    assert '--cs336-backend=torch -k "test_case and silu and course and float32"' in run.stdout
