@@ -357,6 +357,8 @@ def test_workers_end_with_the_process_that_was_killed(run, corpus, folder, tmp_p
 def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(corpus, folder, tmp_path):
     corpus.write_text(english(2_000_000), encoding="utf-8", newline="")
     code = (
+        # Whoever started the tests in the background has Ctrl-C ignored, and what they start inherits that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from cs336_registry.pipeline import tokens; tokens.PART_BYTES = 50_000;"
         "import sys; from cs336_registry.cli import main; main(sys.argv[1:])"
     )
