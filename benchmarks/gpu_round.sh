@@ -2,7 +2,7 @@
 # Everything that only a GPU can show, in one call of about ten minutes, the most valuable figures first.
 #
 #   bash benchmarks/gpu_round.sh wheels .whl        here, with a network: what the GPU machine lacks, into a folder
-#   OUT=results WHEELS=.whl GIT_COMMIT=$(git describe --always --dirty=+) bash benchmarks/gpu_round.sh [part ...]
+#   OUT=results WHEELS=.whl GIT_COMMIT=$(git describe --always --dirty=+) bash benchmarks/gpu_round.sh [part[:seconds] ...]
 #   REHEARSE=1 bash benchmarks/gpu_round.sh         the same on a CPU, at toy sizes, kernels in the interpreter
 #
 # Needs Python >= 3.11 with torch, Triton, numpy, pytest, pytest-xdist, pluggy and jaxtyping (PYTHON chooses it); neither a
@@ -90,8 +90,8 @@ if [ -n "$rehearse" ]; then backends=(triton torch,adamw=triton); else backends+
 
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider -W default)
 
-part() { # name, limit in seconds, then the command; its output is shown and kept
-    local name=$1 limit=$(($2 * slower)) left=$((budget - SECONDS)) start=$SECONDS
+part() { # name, limit in seconds unless the caller gave one, then the command; its output is shown and kept
+    local name=$1 limit=$((${seconds:-$2} * slower)) left=$((budget - SECONDS)) start=$SECONDS
     shift 2
     [ "$limit" -lt "$left" ] || limit=$left
     if [ "$limit" -le 5 ]; then
@@ -137,7 +137,8 @@ export -f alone prepare
 label=""
 export python out toy device dtype rehearse several site small large compiled label
 
-for name in "${parts[@]}"; do
+for wanted in "${parts[@]}"; do
+    name=${wanted%%:*} seconds=${wanted#"$name"} seconds=${seconds#:}
     case $name in tuning | ops | attention | step | step_1b) await_gpu ;; esac
     case $name in
         prepare)
