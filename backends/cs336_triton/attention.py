@@ -323,11 +323,10 @@ def _close(x: Tensor) -> bool:
 
 def _described(chosen: Configuration, *walked: Tensor) -> dict[str, Any]:
     """The keywords of `chosen`, with pointers in place of descriptors where a tensor that is walked has none."""
-    keywords = chosen.keywords
-    if keywords["DESCRIPTORS"]:
-        keywords["DESCRIPTORS"] = all(_describable(x) for x in walked)
-        allow_scratch_memory()
-    return keywords
+    if not chosen["DESCRIPTORS"]:
+        return chosen.keywords
+    allow_scratch_memory()
+    return {**chosen.keywords, "DESCRIPTORS": all(_describable(x) for x in walked)}
 
 
 def _describable(x: Tensor) -> bool:

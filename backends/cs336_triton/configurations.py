@@ -16,14 +16,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from .runtime import Card, card, dtype_name
+from .runtime import INTERPRETER_CARD, Card, card, dtype_name
 
 Key = tuple[str, str, str]
 """A kernel, a dtype and a shape bucket."""
@@ -47,9 +47,9 @@ class Configuration:
     def __getitem__(self, name: str) -> Any:
         return self.keywords[name]
 
-    @property
+    @cached_property
     def keywords(self) -> dict[str, Any]:
-        """Everything `runtime.launch` takes by keyword."""
+        """Everything `runtime.launch` takes by keyword; not to be changed."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, **dict(self.constants)}
 
 
@@ -65,18 +65,27 @@ def configuration(
 ) -> Configuration:
     """The configuration of `kernel` for this card, dtype and shape bucket ("d128_causal", "32768" ...).
 
-    `default(card)` answers where no table does. `candidates` and `run(configuration)`, which launches the kernel with
+    `default(card)` answers where no table does; on a card it is asked once for each key. `candidates` and `run(configuration)`, which launches the kernel with
     that configuration, are used only under CS336_TRITON_TUNE=1; `run` may be called many times, so a kernel that adds
     to its output can't be tuned this way.
     """
     the_card = card(device)
-    key = (kernel, dtype_name(dtype), bucket)
     if _experiment is not None:
+        key = (kernel, dtype_name(dtype), bucket)
         return _experiment.answer(key, lambda: (default(the_card), *(candidates(the_card) if candidates else ())))
     if run is not None and candidates is not None and tuning_requested() and _can_time(device):
-        return _tuned(key, device, tuple(candidates(the_card)), run)
-    found = table(the_card.capability).get(key)
-    return default(the_card) if found is None else found
+        return _tuned((kernel, dtype_name(dtype), bucket), device, tuple(candidates(the_card)), run)
+    found = _settled.get((the_card, kernel, dtype, bucket))
+    if found is None:
+        found = table(the_card.capability).get((kernel, dtype_name(dtype), bucket)) or default(the_card)
+        # The interpreter's defaults look at sizes besides.
+        if the_card is not INTERPRETER_CARD:
+            _settled[the_card, kernel, dtype, bucket] = found
+    return found
+
+
+_settled: dict[tuple[Card, str, torch.dtype, str], Configuration] = {}
+"""What table or default have answered: a launch asks every time."""
 
 
 class Experiment:

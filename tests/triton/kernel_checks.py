@@ -80,7 +80,7 @@ def _converted(arguments: dict, dtype: torch.dtype) -> dict:
 
 def check_operator(operator, arguments: tuple, **keywords) -> None:
     """The operator is registered soundly: schema, fake implementation, gradient, and the same result when traced."""
-    torch.library.opcheck(operator, arguments, keywords)
+    torch.library.opcheck(operator.overload, arguments, keywords)
 
 
 def check_full_graph(function, *arguments: torch.Tensor) -> None:
