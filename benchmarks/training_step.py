@@ -4,7 +4,8 @@
     python benchmarks/training_step.py --device cuda --dtype bfloat16 --size gpt2_124m --batch 16 --out rows.jsonl
 
 A backend is a selector ("triton", "torch,rmsnorm=liger"), or one with "+compile" behind it, whose model and loss go
-through torch.compile. The step clips, and takes the loss by linear_cross_entropy where the backend asked for has it and
+through torch.compile, or with "+graph" (CUDA; "+compile+graph" is both), whose forward and backward passes are captured
+once as a CUDA graph and replayed. The step clips, and takes the loss by linear_cross_entropy where the backend asked for has it and
 the selector names no cross_entropy, so that a backend that never holds all logits may show it. Every backend runs in a
 fresh process, which must first reproduce the reference's losses over a few steps of a model of the same widths, two
 layers deep. Rounds are interleaved; with --alone each process ends before the next one starts, for sizes of which a
@@ -45,7 +46,9 @@ def build(sizes: dict[str, int], batch: int, device: str, dtype: str, backend: s
 
     import cs336_registry as registry
 
-    backend, _, compiled = backend.partition("+")
+    backend, *ways = backend.split("+")
+    if unknown := set(ways) - {"compile", "graph"}:
+        raise ValueError(f"+{min(unknown)} is no way to run a step: +compile or +graph")
     names = ["transformer_lm", "adamw", "gradient_clipping"]
     names.append("linear_cross_entropy" if serves_whole_loss(backend, device) else "cross_entropy")
     decisions = [registry.resolve(name, backend=backend, device=device).to_dict() for name in names]
@@ -61,21 +64,49 @@ def build(sizes: dict[str, int], batch: int, device: str, dtype: str, backend: s
             return loss_of(model(inputs), targets)
         return loss_of(model.hidden_states(inputs), model.lm_head.weight, targets)
 
-    if compiled:
+    if "compile" in ways:
         # Forget the smaller model that was judged: another batch of the same code would be compiled for any batch.
         torch._dynamo.reset()
         loss_at = torch.compile(loss_at, dynamic=False)
 
-    def step():
+    def differentiate():
         optimizer.zero_grad()
         loss = loss_at(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
+        return loss
+
+    if "graph" in ways:
+        differentiate = captured(differentiate)
+
+    def step():
+        loss = differentiate()
         if not clipping:
             clip(model.parameters(), 1.0)
         optimizer.step()
         return loss
 
     return step, decisions, sum(parameter.numel() for parameter in model.parameters())
+
+
+def captured(differentiate):
+    """A function that replays what `differentiate` does on the card, and returns the loss in the graph's memory."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            differentiate()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = differentiate()
+
+    def replay():
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def serves_whole_loss(backend: str, device: str) -> bool:
@@ -106,13 +137,16 @@ def worker(options: argparse.Namespace) -> None:
     if any(abs(one - other) > allowed * abs(other) for one, other in zip(found, expected, strict=True)):
         return print(json.dumps({"refused": f"losses are {found}, the reference's {expected}"}), flush=True)
     backend = demanded(options.worker)
+    peak_memory(options.device)
     step, decisions, parameters = build(SIZES[options.size], options.batch, options.device, options.dtype, backend)
     calls = calls_for(step, options.device, budget=0.5)
-    peak_memory(options.device)
+    # A graph that is replayed allocates nothing any more: its memory was taken when it was captured.
+    captured_memory = peak_memory(options.device) if "+graph" in backend else 0
     reply = {"decisions": decisions, "calls": calls, "versions": versions(), "parameters": parameters}
     print(json.dumps(reply), flush=True)
     for _ in sys.stdin:
-        print(json.dumps([seconds_per_call(step, calls, options.device), peak_memory(options.device)]), flush=True)
+        seconds = seconds_per_call(step, calls, options.device)
+        print(json.dumps([seconds, max(peak_memory(options.device), captured_memory)]), flush=True)
 
 
 def flops_per_token(size: str, parameters: int) -> float:
