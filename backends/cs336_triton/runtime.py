@@ -241,7 +241,13 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keyword
     integers themselves. Floats are never specialised on. Other kinds of argument (descriptors) are left to Triton.
     """
     kinds = [
-        a if type(a) is int else float if type(a) is float else (a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a
+        a
+        if type(a) is int
+        else float
+        if type(a) is float
+        else (a.dtype, a.data_ptr() % 16 == 0)
+        if isinstance(a, Tensor)
+        else a
         for a in arguments
     ]
     key = (id(kernel), device, *keywords.values(), *kinds)
