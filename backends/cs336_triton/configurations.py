@@ -65,9 +65,9 @@ def configuration(
 ) -> Configuration:
     """The configuration of `kernel` for this card, dtype and shape bucket ("d128_causal", "32768" ...).
 
-    `default(card)` answers where no table does; on a card it is asked once for each key. `candidates` and `run(configuration)`, which launches the kernel with
-    that configuration, are used only under CS336_TRITON_TUNE=1; `run` may be called many times, so a kernel that adds
-    to its output can't be tuned this way.
+    `default(card)` answers where no table does; on a card it is asked once for each key. `candidates` and
+    `run(configuration)`, which launches the kernel with that configuration, are used only under CS336_TRITON_TUNE=1;
+    `run` may be called many times, so a kernel that adds to its output can't be tuned this way.
     """
     the_card = card(device)
     if _experiment is not None:

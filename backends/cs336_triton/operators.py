@@ -3,7 +3,7 @@
 Every operator has two ways in. Compilers, functional transforms, fake and other wrapped tensors meet
 `torch.ops.cs336_triton.<name>`, for which `torch.library.opcheck` holds. Ordinary tensors in eager mode are spared
 PyTorch's dispatcher: the host function is called at once, within one `torch.autograd.Function` where a gradient is
-wanted. What that saves is in benchmarks/LOG.md: below a millisecond of work on the card, the host's time is what counts.
+wanted. Where the card has less than a millisecond's work, the host's time is what counts (see benchmarks/LOG.md).
 """
 
 from __future__ import annotations

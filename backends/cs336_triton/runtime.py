@@ -241,13 +241,7 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keyword
     integers themselves. Floats are never specialised on. Other kinds of argument (descriptors) are left to Triton.
     """
     kinds = [
-        a
-        if type(a) is int
-        else float
-        if type(a) is float
-        else (a.dtype, a.data_ptr() % 16 == 0)
-        if isinstance(a, Tensor)
-        else a
+        a if type(a) is int else float if type(a) is float else _tensor_kind(a) if isinstance(a, Tensor) else a
         for a in arguments
     ]
     key = (id(kernel), device, *keywords.values(), *kinds)
@@ -261,6 +255,10 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keyword
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
         _compiled[key] = compiled, tuple(keywords[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _tensor_kind(tensor: Tensor) -> tuple[torch.dtype, bool]:
+    return tensor.dtype, tensor.data_ptr() % 16 == 0
 
 
 MOST_COMPILED = 10_000
