@@ -31,7 +31,7 @@ from .runtime import (
     meta,
     narrow,
 )
-from .softmax import exp_difference
+from .softmax import LOG2_E, exp_difference
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -50,26 +50,41 @@ def cross_entropy(
 
 
 @triton.jit
+def with_tile(highest, total, logits):
+    """(maximum, sum of exponentials) of every lane, of which `logits` holds the next entries along its last axis."""
+    higher = tl.maximum(highest, tl.max(logits, axis=1))
+    total = total * exp_difference(highest, higher) + tl.sum(exp_difference(logits, higher[:, None]), axis=1)
+    return higher, total
+
+
+@triton.jit
 def highest_and_log_sum(
-    logits_row, n_cols, n_readable, ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+    logits_row,
+    n_cols,
+    n_readable,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STAGES: tl.constexpr = 1,
 ):
     """(max(row), log(sum(exp(row - max(row))))), in one pass; their sum is the log-sum-exp.
 
     A lane takes WIDTH neighbours at once, so that it corrects its running sum once for all of them: one exponential an
     entry and not two, which would take longer than reading it. `n_readable` entries may be read, of which the first
-    `n_cols` count: a multiple of 16 lets a thread read 16 bytes.
+    `n_cols` count: a multiple of 16 lets a thread read 16 bytes. Only the last tile is masked: every instruction an
+    entry counts, since they take nearly as long as the memory.
     """
     lanes = tl.arange(0, BLOCK // WIDTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     highest = tl.full((BLOCK // WIDTH,), -float("inf"), dtype=ACCUMULATOR)
     total = tl.zeros((BLOCK // WIDTH,), dtype=ACCUMULATOR)
-    for start in range(0, n_cols, BLOCK):
-        columns = start + lanes
+    full = (n_cols // BLOCK) * BLOCK
+    for start in tl.range(0, full, BLOCK, num_stages=STAGES):
+        logits = tl.load(logits_row + start + lanes).to(ACCUMULATOR)
+        highest, total = with_tile(highest, total, logits)
+    if full < n_cols:
+        columns = full + lanes
         logits = tl.load(logits_row + columns, mask=columns < n_readable, other=0.0).to(ACCUMULATOR)
-        logits = tl.where(columns < n_cols, logits, -float("inf"))
-        higher = tl.maximum(highest, tl.max(logits, axis=1))
-        total *= exp_difference(highest, higher)
-        total += tl.sum(exp_difference(logits, higher[:, None]), axis=1)
-        highest = higher
+        highest, total = with_tile(highest, total, tl.where(columns < n_cols, logits, -float("inf")))
     row_highest = tl.max(highest, axis=0)
     return row_highest, tl.log(tl.sum(total * exp_difference(highest, row_highest), axis=0))
 
@@ -79,6 +94,12 @@ def target_logit(logits_row, target, n_cols, ACCUMULATOR: tl.constexpr):
     """The row's entry at `target`; NaN for a target outside the row."""
     inside = (target >= 0) & (target < n_cols)
     return tl.load(logits_row + target, mask=inside, other=float("nan")).to(ACCUMULATOR)
+
+
+@triton.jit
+def probability(logits, highest, log_sum):
+    """exp(logits - highest - log_sum). The difference of what may be large comes first, and is exact near the top."""
+    return tl.exp2((logits - highest) * LOG2_E - log_sum * LOG2_E)
 
 
 @triton.jit
@@ -93,10 +114,11 @@ def forward_kernel(
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_row = logits_pointer + row * logits_stride
-    highest, log_sum = highest_and_log_sum(logits_row, n_cols, n_cols, ACCUMULATOR, BLOCK, WIDTH)
+    highest, log_sum = highest_and_log_sum(logits_row, n_cols, n_cols, ACCUMULATOR, BLOCK, WIDTH, STAGES)
     target = tl.load(target_pointer + row).to(tl.int64)
     loss = log_sum + (highest - target_logit(logits_row, target, n_cols, ACCUMULATOR))
     tl.store(statistics_pointer + row, highest)
@@ -122,17 +144,21 @@ def backward_kernel(
     """(softmax - one hot) * grad * scale for one tile of one row."""
     tiles = tl.cdiv(n_cols, BLOCK)
     row = tl.program_id(0).to(tl.int64) // tiles
-    columns = (tl.program_id(0).to(tl.int64) % tiles) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < n_cols
-    logits = tl.load(logits_pointer + row * logits_stride + columns, mask=mask, other=0.0).to(ACCUMULATOR)
+    start = (tl.program_id(0).to(tl.int64) % tiles) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    mask = lanes < n_cols - start
+    target = tl.load(target_pointer + row).to(tl.int64)
     highest = tl.load(statistics_pointer + row)
     log_sum = tl.load(statistics_pointer + n_rows + row)
-    target = tl.load(target_pointer + row).to(tl.int64)
+    logits = tl.load(logits_pointer + row * logits_stride + start + lanes, mask=mask, other=0.0).to(ACCUMULATOR)
     grad = tl.load(grad_pointer + row * grad_stride).to(ACCUMULATOR) * scalar(scale, ACCUMULATOR)
     grad = tl.where((target >= 0) & (target < n_cols), grad, float("nan"))
-    logits_grad = (tl.exp(logits - highest - log_sum) - tl.where(columns == target, 1.0, 0.0)) * grad
-    output = logits_grad_pointer + row * n_cols + columns
-    tl.store(output, narrow(logits_grad, logits_grad_pointer.dtype.element_ty), mask=mask)
+    logits_grad = probability(logits, highest, log_sum)
+    # Compared where it is, instead of for every entry.
+    if (target >= start) & (target < start + BLOCK):
+        logits_grad = tl.where(lanes == (target - start).to(tl.int32), logits_grad - 1.0, logits_grad)
+    output = logits_grad_pointer + row * n_cols + start + lanes
+    tl.store(output, narrow(logits_grad * grad, logits_grad_pointer.dtype.element_ty), mask=mask)
 
 
 def lane_width(block: int, dtype: torch.dtype) -> int:
@@ -141,7 +167,7 @@ def lane_width(block: int, dtype: torch.dtype) -> int:
 
 
 def default_forward(card: Card) -> Configuration:
-    return Configuration.of(num_warps=8, TILE=4096)
+    return Configuration.of(num_warps=8, TILE=4096, STAGES=1)
 
 
 def default_backward(card: Card) -> Configuration:
@@ -172,6 +198,7 @@ def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Te
             ACCUMULATOR=accumulator(logits.dtype),
             BLOCK=block,
             WIDTH=lane_width(block, logits.dtype),
+            STAGES=chosen["STAGES"],
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
         )
