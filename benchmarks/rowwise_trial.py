@@ -381,7 +381,7 @@ def softmax_forward(make: Maker, rows: int, cols: int) -> Problem:
             for share in (1,) if cols > 16384 else (1, 2):
                 problem.add(
                     f"persistent warps={warps} STAGES={stages} programs={share}x",
-                    softmax.persistent_forward_kernel,
+                    softmax.pipelined_forward_kernel,
                     min(share * MULTIPROCESSORS, rows),
                     (x, output, rows, cols, cols),
                     warps,

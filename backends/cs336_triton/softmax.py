@@ -1,5 +1,8 @@
 """Softmax: rows of up to 32768 entries are held in registers and read once; longer ones are read twice, online.
 
+From 16384 entries on, one or two programs fill a multiprocessor. Forward, each then takes row after row and has the
+next ones on their way while it works on one; backward, where there is little to compute, a program takes one row.
+
 The online pass keeps one running maximum and one running sum per lane of the tile, so that the lanes meet only once, at
 the row's end. Another dimension than the last is brought to the end first, which copies unless its stride is 1.
 """
@@ -18,15 +21,17 @@ from cs336_registry.components.softmax import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator
-from .runtime import PRODUCTION_DTYPES, Card, accumulator, contiguous_rows, dtype_name, launch, meta, narrow
+from .runtime import PRODUCTION_DTYPES, Card, accumulator, card, contiguous_rows, dtype_name, launch, meta, narrow
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
 WIDEST_TILE = 32768
-WIDEST_BACKWARD_TILE = 16384
-"""The backward pass holds two rows at once: 32768 entries of each would spill."""
+WIDEST_BACKWARD_BYTES = 65536
+"""The backward pass holds two rows at once: 32768 entries of each in 4 bytes would not fit the registers."""
+WIDEST_ALONE = 8192
+"""Longer rows are pipelined forward: so few programs fit that nothing would be read while they compute."""
 
 
 def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
@@ -99,7 +104,7 @@ def forward_kernel(
 
 
 @triton.jit
-def persistent_forward_kernel(
+def pipelined_forward_kernel(
     x_pointer,
     output_pointer,
     n_rows,
@@ -163,9 +168,20 @@ def backward_kernel(
 
 
 def default_tile(card: Card, *, block: int) -> Configuration:
-    """About 2048 entries a tile, at most 64 a thread."""
+    """About 2048 entries a tile, at most 32 a thread."""
     rows = max(1, 2048 // block)
-    return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
+    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows)
+
+
+def pipelined_tiles(card: Card, *, block: int, dtype: torch.dtype) -> tuple[Configuration, ...]:
+    """STAGES = n keeps n - 1 rows on their way, as far as shared memory holds them for all programs side by side."""
+    most = min(3, 1 + card.shared_memory // (max(block, 32768) * dtype.itemsize + 2048))
+    deepest = [stages for stages in (3, 2, 1) if stages <= most]
+    return tuple(
+        Configuration.of(num_warps=warps, STAGES=stages)
+        for warps in ((32, 16) if block > 16384 else (16, 32))
+        for stages in deepest
+    )
 
 
 def walking_tiles(card: Card) -> tuple[Configuration, ...]:
@@ -205,6 +221,34 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], wi
     )
 
 
+def _launch_pipelined(rows: Tensor, output: Tensor) -> None:
+    n_rows, n_cols = rows.shape
+    block = triton.next_power_of_2(n_cols)
+    candidates = partial(pipelined_tiles, block=block, dtype=rows.dtype)
+    chosen = configuration(
+        "softmax_forward",
+        rows.device,
+        rows.dtype,
+        str(block),
+        lambda card: candidates(card)[0],
+        candidates=candidates,
+    )
+    # At 32 entries a thread, 1024 threads take all registers of a multiprocessor.
+    programs = max(1, 32768 // block) * card(rows.device).multiprocessors
+    launch(
+        pipelined_forward_kernel,
+        (min(programs, n_rows),),
+        rows,
+        output,
+        n_rows,
+        n_cols,
+        rows.stride(0),
+        ACCUMULATOR=accumulator(rows.dtype),
+        BLOCK=block,
+        **chosen.keywords,
+    )
+
+
 def production_calls() -> Iterator[tuple[str, Any]]:
     for dtype in PRODUCTION_DTYPES:
         for n_rows, n_cols in ((65536, 512), (16384, 4096), (8192, 32768), (4096, 131072)):
@@ -215,14 +259,19 @@ def production_calls() -> Iterator[tuple[str, Any]]:
 
 def _forward(x: Tensor) -> Tensor:
     output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(forward_kernel, "softmax_forward", contiguous_rows(x), (output,), WIDEST_TILE)
+    rows = contiguous_rows(x)
+    if WIDEST_ALONE < rows.shape[1] <= WIDEST_TILE and rows.numel():
+        _launch_pipelined(rows, output)
+    else:
+        _launch(forward_kernel, "softmax_forward", rows, (output,), WIDEST_TILE)
     return output
 
 
 def _backward(grad: Tensor, output: Tensor) -> Tensor:
     x_grad = torch.empty(output.shape, dtype=output.dtype, device=output.device)
     rows = contiguous_rows(grad)
-    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), WIDEST_BACKWARD_TILE)
+    widest = WIDEST_BACKWARD_BYTES // rows.element_size()
+    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), widest)
     return x_grad
 
 

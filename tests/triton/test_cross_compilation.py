@@ -26,11 +26,14 @@ SPILLS = {
     ("backward_kernel", "rmsnorm_backward_float16_16384"): 64,
     ("backward_kernel", "rmsnorm_backward_float32_16384"): 64,
     ("backward_kernel", "add_rmsnorm_backward_float16_16384"): 72,
+    ("backward_kernel", "softmax_backward_bfloat16_32768"): 48,
+    ("backward_kernel", "softmax_backward_float16_32768"): 48,
+    ("pipelined_forward_kernel", "softmax_forward_float32_32768"): 16,
 }
 """Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
 registers: at 128 features the dQ kernel keeps two tiles there, and no tile size avoids a small spill. The next two are
 Triton 3.6's alone. A row of 16384 fills the registers (with add_rmsnorm, the residual's gradient beside
-it); spilling a little of it is cheaper than reading it twice."""
+it), and so does one of 32768 in softmax; spilling a little of it is cheaper than reading it twice."""
 
 
 @pytest.fixture(scope="module")
