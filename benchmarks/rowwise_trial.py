@@ -300,10 +300,12 @@ def rmsnorm_backward(make: Maker, rows: int, cols: int, add: bool) -> Problem:
     rows, cols = make.size(rows, cols)
     x, grad, weight = make.normal(rows, cols), make.normal(rows, cols), make.normal(cols)
     extra = make.normal(rows, cols) if add else grad
-    rstd = make.empty(rows, dtype=torch.float32)
+    rstd, weight_truth = make.empty(rows, dtype=torch.float32), torch.zeros(cols, device=make.device)
     if make.device != "meta":
         for start in range(0, rows, 1024):
-            rstd[start : start + 1024] = (x[start : start + 1024].float().square().mean(1) + 1e-5).rsqrt()
+            part = slice(start, start + 1024)
+            rstd[part] = (x[part].float().square().mean(1) + 1e-5).rsqrt()
+            weight_truth += (grad[part].float() * x[part].float() * rstd[part, None]).sum(0)
     x_grad = make.empty(rows, cols)
     partial_sums = make.empty(8 * MULTIPROCESSORS, cols, dtype=torch.float32)
     weight_grad = make.empty(cols)
@@ -312,10 +314,6 @@ def rmsnorm_backward(make: Maker, rows: int, cols: int, add: bool) -> Problem:
         normal = some(x).float() * some(rstd)[:, None]
         wide = some(grad).float() * weight.float()
         x_truth = some(rstd)[:, None] * (wide - normal * (wide * normal).mean(1, keepdim=True))
-        weight_truth = torch.zeros(cols, device=x.device)
-        for start in range(0, rows, 1024):
-            part = slice(start, start + 1024)
-            weight_truth += (grad[part].float() * x[part].float() * rstd[part, None]).sum(0)
         return [(some(x_grad), x_truth + some(extra).float() if add else x_truth), (weight_grad, weight_truth)]
 
     name = f"{'add_' if add else ''}rmsnorm_backward {rows}x{cols}"
@@ -905,13 +903,13 @@ def whole_path(options: argparse.Namespace) -> None:
     x = make.normal(32768, 4096)
     square = make.normal(8192, 32768)
     q, k = make.normal(4, 32, 4096, 128), make.normal(4, 32, 4096, 128)
-    angles = torch.randn(4096, 64, device="cuda")
+    cos, sin = (torch.randn(4096, 64, device="cuda") for _ in range(2))
     targets = targets_of(make, 8192, 32768)
     weight = make.normal(4096)
     calls: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
         "rmsnorm": (rmsnorm.rmsnorm, (x, weight)),
         "add_rmsnorm": (lambda a, b: add_rmsnorm.add_rmsnorm(a, a, b), (x, weight)),
-        "rope": (lambda a, b: rope.rope(a, b, angles.cos(), angles.sin()), (q, k)),
+        "rope": (lambda a, b: rope.rope(a, b, cos, sin), (q, k)),
         "softmax": (softmax.softmax, (square,)),
         "softmax_4096": (softmax.softmax, (x,)),
         "cross_entropy": (lambda a: cross_entropy.cross_entropy(a, targets), (square,)),
