@@ -4,8 +4,8 @@
 
 Everything is first compiled in parallel processes, which need no GPU (`--compile` does only that). Then each variant of
 a problem runs inside a CUDA graph of several launches, after its result was compared with PyTorch's on rows from the
-start, the middle and the end. A line per variant: microseconds, and the share of the copy bandwidth measured in the same
-run. At the end the whole path through autograd stands beside the kernel's own time, with the host's time of a call.
+start, the middle and the end. A line per variant: microseconds, and the share of the copy bandwidth of the same run. At
+the end the whole path through autograd stands beside the kernel's own time, with the host's time of a call.
 `--rehearse` runs every variant at toy sizes in the interpreter. Needs torch, Triton and the checkout on PYTHONPATH.
 """
 
@@ -119,9 +119,7 @@ def cross_entropy_tile_backward_kernel(
     log_sum = tl.load(statistics_pointer + n_rows + row) * LOG2_E
     grad = tl.load(grad_pointer).to(tl.float32) * scale
     value = tl.exp2((logits - highest) * LOG2_E - log_sum)
-    if COMPARE_ALL:
-        value = tl.where(lanes == place, value - 1.0, value)
-    elif (place >= 0) & (place < BLOCK):
+    if COMPARE_ALL or ((place >= 0) & (place < BLOCK)):
         value = tl.where(lanes == place, value - 1.0, value)
     value = narrow(value * grad, logits_grad_pointer.dtype.element_ty)
     tl.store(logits_grad_pointer + at, value, cache_modifier=CACHE)
@@ -596,6 +594,7 @@ def rope_forward(make: Maker, heads: int, positions: int) -> Problem:
 
     name = f"rope {batch}x{heads}x{positions}x{d}"
     problem = Problem(name, 8.0 * q.numel(), [q_output, k_output], expected, tolerance=0.03)
+    tensors = (q, k, q_output, k_output, cos, sin, cos)
     strides = (*q.stride()[:3], *k.stride()[:3], *q.stride()[:3], *k.stride()[:3])
     tiles = ((4, 2048, 4), (4, 2048, 1), (4, 2048, 8), (4, 4096, 4), (8, 4096, 4), (4, 1024, 4), (8, 2048, 4))
     for warps, entries, group in tiles:
@@ -604,8 +603,7 @@ def rope_forward(make: Maker, heads: int, positions: int) -> Problem:
             f"warps={warps} ENTRIES={entries} HEADS={group}",
             rope.rotation_kernel,
             (triton.cdiv(positions, tile) * batch, 2 * triton.cdiv(heads, group)),
-            (q, k, q_output, k_output, cos, sin, cos, positions, d // 2, positions, heads, heads)
-            + (*strides, d // 2, d // 2, *cos.unsqueeze(0).stride()),
+            (*tensors, positions, d // 2, positions, heads, heads, *strides, d // 2, d // 2, *cos[None].stride()),
             warps,
             ACCUMULATOR=ACCUMULATOR,
             BACKWARD=False,
