@@ -8,8 +8,8 @@ through torch.compile, or with "+graph" (CUDA; "+compile+graph" is both), whose 
 once as a CUDA graph and replayed. The step clips, and takes the loss by linear_cross_entropy where the backend asked
 for has it and the selector names no cross_entropy, so that a backend that never holds all logits may show it. Every
 backend runs in a fresh process, which must first reproduce the reference's losses over a few steps of a model of the
-same widths, two layers deep. Rounds are interleaved; with --alone each process ends before the next one starts, for sizes of which a
-card holds one at a time.
+same widths, two layers deep. Rounds are interleaved; with --alone each process ends before the next one starts, for
+sizes of which a card holds one at a time.
 """
 
 from __future__ import annotations

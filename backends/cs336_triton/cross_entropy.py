@@ -25,6 +25,7 @@ from .runtime import (
     Card,
     accumulator,
     accumulator_dtype,
+    cdiv,
     contiguous_rows,
     dtype_name,
     launch,
@@ -221,7 +222,7 @@ def backward(grad: Tensor, logits: Tensor, targets: Tensor, statistics: Tensor, 
     block = power_of_two_up_to(chosen["TILE"], n_cols)
     launch(
         backward_kernel,
-        (n_rows * triton.cdiv(n_cols, block),),
+        (n_rows * cdiv(n_cols, block),),
         rows,
         targets.contiguous(),
         statistics,

@@ -19,7 +19,7 @@ from cs336_registry.components.embedding import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to
-from .runtime import PRODUCTION_DTYPES, Card, accumulator, contiguous_rows, dtype_name, launch, meta, narrow
+from .runtime import PRODUCTION_DTYPES, Card, accumulator, cdiv, contiguous_rows, dtype_name, launch, meta, narrow
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -126,7 +126,7 @@ def forward(token_ids: Tensor, weight: Tensor) -> Tensor:
     rows = power_of_two_up_to(chosen["ENTRIES"] // block, token_ids.numel())
     launch(
         forward_kernel,
-        (triton.cdiv(token_ids.numel(), rows) * triton.cdiv(n_cols, block),),
+        (cdiv(token_ids.numel(), rows) * cdiv(n_cols, block),),
         token_ids.contiguous(),
         weight,
         output,
@@ -161,7 +161,7 @@ def backward(grad: Tensor, token_ids: Tensor, weight: Tensor) -> Tensor:
     block = power_of_two_up_to(chosen["WIDTH"], n_cols)
     launch(
         backward_kernel,
-        (n_tokens, triton.cdiv(n_cols, block)),
+        (n_tokens, cdiv(n_cols, block)),
         rows,
         in_order,
         order,

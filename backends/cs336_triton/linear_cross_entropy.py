@@ -29,6 +29,7 @@ from .runtime import (
     Card,
     accumulator,
     accumulator_dtype,
+    cdiv,
     contiguous_rows,
     dtype_name,
     launch,
@@ -125,8 +126,8 @@ def scale_kernel(
 def chunk_rows(n_rows: int, vocab: int, itemsize: int) -> int:
     """Rows of logits that are alive at once: about a gibibyte of them, in equal chunks of a multiple of 128 rows."""
     most = min(max(CHUNK_BYTES // (vocab * itemsize), FEWEST_CHUNK_ROWS), MOST_CHUNK_ROWS)
-    chunks = triton.cdiv(max(n_rows, 1), most)
-    return triton.cdiv(triton.cdiv(max(n_rows, 1), chunks), 128) * 128
+    chunks = cdiv(max(n_rows, 1), most)
+    return cdiv(cdiv(max(n_rows, 1), chunks), 128) * 128
 
 
 def default_loss(card: Card) -> Configuration:
@@ -153,7 +154,7 @@ def walk_chunks(
         weight_grad.zero_()
     rows = chunk_rows(n_rows, vocab, x.element_size())
     # Rows are padded so that each starts at an aligned address: for matrix products too.
-    stride = triton.cdiv(vocab, 16) * 16
+    stride = cdiv(vocab, 16) * 16
     logits_buffer = torch.empty(min(rows, n_rows), stride, dtype=x.dtype, device=x.device)
     chosen = configuration("linear_cross_entropy", x.device, x.dtype, "any", default_loss)
     block = power_of_two_up_to(chosen["TILE"], vocab)
@@ -242,7 +243,7 @@ def scaled(value: Tensor, factor: Tensor, scale: float, like: Tensor) -> Tensor:
     output = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     launch(
         scale_kernel,
-        (triton.cdiv(value.numel(), 2048),),
+        (cdiv(value.numel(), 2048),),
         value,
         factor,
         output,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .runtime import INTERPRETING
+from .runtime import INTERPRETING, next_power_of_2
 
 _INTERPRETING: tl.constexpr = tl.constexpr(INTERPRETING)
 _library = torch.library.Library("cs336_triton", "FRAGMENT")
@@ -86,7 +86,7 @@ def differentiable(operator: Operator, backward: Callable[..., Any], setup_conte
 
 def power_of_two_up_to(limit: int, at_least: int) -> int:
     """The smallest power of two that holds `at_least` entries (at least 1), but no more than `limit`."""
-    return min(triton.next_power_of_2(max(at_least, 1)), limit)
+    return min(next_power_of_2(max(at_least, 1)), limit)
 
 
 @triton.jit

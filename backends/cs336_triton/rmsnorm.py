@@ -27,11 +27,13 @@ from .runtime import (
     accumulator,
     accumulator_dtype,
     card,
+    cdiv,
     contiguous_rows,
     dtype_name,
     launch,
     meta,
     narrow,
+    next_power_of_2,
 )
 
 if TYPE_CHECKING:
@@ -277,12 +279,12 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     rstd = torch.empty(n_rows, dtype=accumulator_dtype(x.dtype), device=x.device)
     if normed.numel():
         walk = n_cols > WIDEST_TILE
-        block = WALKING_TILE if walk else triton.next_power_of_2(n_cols)
+        block = WALKING_TILE if walk else next_power_of_2(n_cols)
         bucket = "walk" if walk else str(block)
         chosen = configuration("rmsnorm_forward", x.device, x.dtype, bucket, partial(default_forward, block=block))
         launch(
             forward_kernel,
-            (triton.cdiv(n_rows, chosen["ROWS"]),),
+            (cdiv(n_rows, chosen["ROWS"]),),
             x_rows,
             residual_rows,
             weight.contiguous(),
@@ -316,7 +318,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
     add = total_grad is not None
     programs = 2 * card(x.device).multiprocessors
     if n_cols <= WIDEST_BACKWARD_TILE:
-        block = triton.next_power_of_2(n_cols)
+        block = next_power_of_2(n_cols)
         chosen = configuration(
             "rmsnorm_backward",
             x.device,
@@ -325,7 +327,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             partial(default_backward, block=block, dtype=x.dtype),
             candidates=partial(backward_candidates, block=block, dtype=x.dtype),
         )
-        programs = min(programs, triton.cdiv(n_rows, chosen["ROWS"]))
+        programs = min(programs, cdiv(n_rows, chosen["ROWS"]))
         partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
         launch(
             backward_kernel,
@@ -369,8 +371,8 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             **constants,
         )
         rows, block = 4, 512
-        tiles = triton.cdiv(n_cols, block)
-        programs = min(triton.cdiv(8 * programs, tiles), triton.cdiv(n_rows, rows))
+        tiles = cdiv(n_cols, block)
+        programs = min(cdiv(8 * programs, tiles), cdiv(n_rows, rows))
         partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
         launch(
             walking_weight_gradient_kernel,
@@ -391,7 +393,7 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
         )
     launch(
         column_sum_kernel,
-        (triton.cdiv(n_cols, 32),),
+        (cdiv(n_cols, 32),),
         partial_sums,
         weight_grad,
         programs,

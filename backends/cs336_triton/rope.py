@@ -20,7 +20,7 @@ from cs336_registry.components.rope import align_positions, check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to
-from .runtime import PRODUCTION_DTYPES, Card, accumulator, dtype_name, launch, meta, narrow
+from .runtime import PRODUCTION_DTYPES, Card, accumulator, cdiv, dtype_name, launch, meta, narrow, next_power_of_2
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -266,14 +266,14 @@ def rotate(
     batch, _, n_positions, d_head = q_view.shape
     cos, sin = _unit_stride(cos), _unit_stride(sin)
     positions = cos.unsqueeze(0) if token_positions is None else _batch_head_positions(token_positions, q)
-    pairs = triton.next_power_of_2(d_head // 2)
+    pairs = next_power_of_2(d_head // 2)
     chosen = configuration("rope", q.device, q.dtype, f"d{2 * pairs}", default_tile)
     tile = power_of_two_up_to(max(chosen["ENTRIES"] // (2 * pairs), 1), n_positions)
     launch(
         rotation_kernel,
         (
-            triton.cdiv(n_positions, tile) * batch,
-            triton.cdiv(q_heads, chosen["HEADS"]) + triton.cdiv(k_heads, chosen["HEADS"]),
+            cdiv(n_positions, tile) * batch,
+            cdiv(q_heads, chosen["HEADS"]) + cdiv(k_heads, chosen["HEADS"]),
         ),
         q_view,
         k_view,

@@ -21,7 +21,19 @@ from cs336_registry.components.softmax import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator
-from .runtime import PRODUCTION_DTYPES, Card, accumulator, card, contiguous_rows, dtype_name, launch, meta, narrow
+from .runtime import (
+    PRODUCTION_DTYPES,
+    Card,
+    accumulator,
+    card,
+    cdiv,
+    contiguous_rows,
+    dtype_name,
+    launch,
+    meta,
+    narrow,
+    next_power_of_2,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -200,7 +212,7 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], wi
     n_rows, n_cols = rows.shape
     if not rows.numel():
         return
-    walk, block = n_cols > widest, triton.next_power_of_2(n_cols)
+    walk, block = n_cols > widest, next_power_of_2(n_cols)
     if walk:
         chosen = configuration(
             name, rows.device, rows.dtype, "walk", lambda card: walking_tiles(card)[0], candidates=walking_tiles
@@ -209,7 +221,7 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], wi
         chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default_tile, block=block))
     launch(
         kernel,
-        (triton.cdiv(n_rows, chosen["ROWS"]),),
+        (cdiv(n_rows, chosen["ROWS"]),),
         rows,
         *others,
         n_rows,
@@ -223,7 +235,7 @@ def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], wi
 
 def _launch_pipelined(rows: Tensor, output: Tensor) -> None:
     n_rows, n_cols = rows.shape
-    block = triton.next_power_of_2(n_cols)
+    block = next_power_of_2(n_cols)
     candidates = partial(pipelined_tiles, block=block, dtype=rows.dtype)
     chosen = configuration(
         "softmax_forward",

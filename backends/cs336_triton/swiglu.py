@@ -19,7 +19,7 @@ from cs336_registry.components.swiglu import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to
-from .runtime import PRODUCTION_DTYPES, Card, accumulator, contiguous_rows, dtype_name, launch, meta, narrow
+from .runtime import PRODUCTION_DTYPES, Card, accumulator, cdiv, contiguous_rows, dtype_name, launch, meta, narrow
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -114,7 +114,7 @@ def launch_elementwise(kernel: Any, name: str, inputs: tuple[Tensor, ...], outpu
     rows = power_of_two_up_to(chosen["ENTRIES"] // block, n_rows)
     launch(
         kernel,
-        (triton.cdiv(n_rows, rows) * triton.cdiv(n_cols, block) if n_entries else 0,),
+        (cdiv(n_rows, rows) * cdiv(n_cols, block) if n_entries else 0,),
         *inputs,
         *outputs,
         n_rows,
