@@ -21,7 +21,13 @@ Source: Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao 2024, "FlashAttention-3", h
 
 from __future__ import annotations
 
-import triton.language as tl
+import math
+from functools import cache, partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -31,7 +37,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .configurations import Configuration, configuration
+from .runtime import card, launch
+
+ROWS = 64
+"""Queries of one consumer: what a warpgroup's product covers."""
+L2_BYTES = 32 << 20
+"""Of the cache of 50 MiB, what the keys and values of a section may take."""
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -161,7 +175,9 @@ def consume(
     STAGES: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, CONSUMER: gl.constexpr,
 ):  # fmt: skip
     """Attend with ROWS queries of every tile."""
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
+    )
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUTPUT, k_width=2)
     ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
@@ -212,16 +228,20 @@ def consume(
         total = gl.sum(weights, axis=1)
         p_tile = gl.convert_layout(weights.to(dtype), WEIGHTS)
         output = gl.zeros([ROWS, D], gl.float32, OUTPUT)
+        if OVERLAP:
+            after, after_parity = following(stage, parity, STAGES)
+            mbarrier.wait(k_full.index(after), after_parity, pred=count > 1)
 
-        for _ in range(1, count):
+        for step in range(1, count):
             v_stage = stage
             v_parity = parity
             stage, parity = following(stage, parity, STAGES)
             k_tile = k_ring.index(stage).reshape([BLOCK_N, D]).permute((1, 0))
             v_tile = v_ring.index(v_stage).reshape([BLOCK_N, D])
-            mbarrier.wait(k_full.index(stage), parity)
+            if not OVERLAP:
+                mbarrier.wait(k_full.index(stage), parity)
+            take_turn(turns, turn, CONSUMER, TURNS)
             if OVERLAP:
-                take_turn(turns, turn, CONSUMER, TURNS)
                 scores = warpgroup_mma(q_tile, k_tile, no_scores, use_acc=False, is_async=True)
                 mbarrier.wait(v_full.index(v_stage), v_parity)
                 output = warpgroup_mma(p_tile, v_tile, output, is_async=True)
@@ -229,11 +249,13 @@ def consume(
                 scores = warpgroup_mma_wait(num_outstanding=1, deps=[scores])
                 mbarrier.arrive(k_empty.index(stage), count=1)
                 weights, correction, peak, total = weighed(scores, peak, total, scale_log2)
+                # Here, so that the compiler leaves the weights before the wait: it doesn't move them over a branch.
+                after, after_parity = following(stage, parity, STAGES)
+                mbarrier.wait(k_full.index(after), after_parity, pred=step + 1 < count)
                 output = warpgroup_mma_wait(num_outstanding=0, deps=[output])
                 mbarrier.arrive(v_empty.index(v_stage), count=1)
             else:
                 mbarrier.wait(v_full.index(v_stage), v_parity)
-                take_turn(turns, turn, CONSUMER, TURNS)
                 output = warpgroup_mma(p_tile, v_tile, output, is_async=True)
                 scores = warpgroup_mma(q_tile, k_tile, no_scores, use_acc=False, is_async=True)
                 pass_turn(turns, CONSUMER, CONSUMERS, TURNS)
@@ -341,3 +363,96 @@ def attention_hopper_kernel(
             [4, 4, 1],
             [160, 160, 32],
         )  # fmt: skip
+
+
+def serves(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, document_ids: Tensor | None, scale: float) -> bool:
+    """Whether `forward` can take these inputs, and is worth its start: q (batch, heads, queries, d) and so on."""
+    return (
+        mask is None
+        and document_ids is None
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[3] in (64, 128)
+        and v.shape[3] == q.shape[3]
+        and min(q.shape[2], k.shape[2]) >= 128
+        and q.shape[0] * q.shape[1] > 0
+        # The largest score has the largest weight: the maximum is taken before the factor.
+        and scale > 0.0
+        and card(q.device).capability == (9, 0)
+        and all(describable(x) for x in (q, k, v))
+    )
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, is_causal: bool, scale: float) -> None:
+    """Fill `output`, as large as q and describable, and the LSE, contiguous (batch, heads, queries)."""
+    run = partial(run_configuration, q, k, v, output, lse, is_causal, scale)
+    bucket = f"d{q.shape[3]}" + ("_causal" if is_causal else "")
+    run(
+        configuration(
+            "attention_hopper",
+            q.device,
+            q.dtype,
+            bucket,
+            lambda _: candidate_configurations(q.shape[3])[0],
+            candidates=lambda _: candidate_configurations(q.shape[3]),
+            run=run,
+        )
+    )
+
+
+def run_configuration(
+    q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, is_causal: bool, scale: float, chosen: Configuration
+) -> None:
+    batch, heads, queries, d = q.shape
+    kv_heads, keys = k.shape[1:3]
+    group = heads // kv_heads
+    tiles = triton.cdiv(queries, ROWS * chosen["CONSUMERS"]) * batch * heads
+    section = max(1, L2_BYTES // (2 * keys * d * q.element_size())) * group
+    launch(
+        attention_hopper_kernel,
+        (min(tiles, card(q.device).multiprocessors),),
+        lse,
+        _described(q, ROWS),
+        *(_described(x, chosen["BLOCK_N"]) for x in (k, v)),
+        _described(output, ROWS),
+        *(heads, batch * heads, queries, keys, min(section, batch * heads), scale * math.log2(math.e)),
+        **{"GROUP": group, "D": d, "IS_CAUSAL": is_causal, "ROWS": ROWS},
+        **chosen.keywords,
+    )
+
+
+def candidate_configurations(d: int) -> tuple[Configuration, ...]:
+    """Every configuration worth timing, the favourite first. The compiler spills none of them."""
+    flags = ((True, True), (True, False), (False, True), (False, False))
+    if d == 128:
+        tiles = [(2, 128, 2, *flag) for flag in flags]
+    else:
+        tiles = [(3, 128, 2, *flag) for flag in flags] + [(2, 128, 2, *flag) for flag in flags[:2]]
+    return tuple(
+        Configuration.of(4, 1, CONSUMERS=consumers, BLOCK_N=n, STAGES=stages, OVERLAP=overlap, TURNS=turns)
+        for consumers, n, stages, overlap, turns in tiles
+    )
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the copy engine can fetch tiles of `x`: starts and rows at multiples of 16 bytes, nothing broadcast."""
+    aligned = all(
+        size == 1 or (stride > 0 and stride * x.element_size() % 16 == 0)
+        for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
+    )
+    return aligned and x.stride(3) == 1 and x.data_ptr() % 16 == 0
+
+
+def _described(x: Tensor, rows: int) -> TensorDescriptor:
+    """Tiles of `rows` rows of one head. A dimension of size 1 may have any stride: it gets one that is allowed."""
+    *strides, last = x.stride()
+    strides = [x.shape[3] if size == 1 else stride for size, stride in zip(x.shape[:3], strides, strict=True)]
+    return TensorDescriptor(
+        x, list(x.shape), [*strides, last], [1, 1, rows, x.shape[3]], _layout(rows, x.shape[3], x.dtype)
+    )
+
+
+@cache
+def _layout(rows: int, d: int, dtype: torch.dtype) -> Any:
+    return gl.NVMMASharedLayout.get_default_for(
+        [1, 1, rows, d], {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[dtype]
+    )
