@@ -15,6 +15,7 @@ whole way with made-up times.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import statistics
 import subprocess
@@ -198,6 +199,8 @@ def filled(kernel: str, argument: Any, place: int, tensors: dict[Any, Any]) -> A
     """
     import torch
 
+    if hasattr(argument, "block_shape"):
+        return dataclasses.replace(argument, base=filled(kernel, argument.base, place, tensors))
     if not isinstance(argument, torch.Tensor):
         return argument
     key = (place, argument.size(), argument.stride(), argument.dtype)

@@ -77,14 +77,16 @@ def case_calls() -> Iterator[tuple[str, Callable[[], object]]]:
 def _identity(launch) -> tuple:
     """What Triton specialises a kernel on: types, divisibility by 16 and ones, and every constant."""
     arguments = tuple(
-        (str(argument.dtype), argument.data_ptr() % 16 == 0)
+        (str(argument.base.dtype), argument.block_shape)
+        if hasattr(argument, "block_shape")
+        else (str(argument.dtype), argument.data_ptr() % 16 == 0)
         if hasattr(argument, "dtype")
         else (type(argument).__name__, argument % 16 == 0, argument == 1, argument >= 2**31)
         if isinstance(argument, int)
         else type(argument).__name__
         for argument in launch.arguments
     )
-    return launch.kernel, arguments, str(sorted(launch.keywords.items(), key=lambda item: item[0]))
+    return launch.kernel, str(arguments), str(sorted(launch.keywords.items(), key=lambda item: item[0]))
 
 
 if __name__ == "__main__":
