@@ -97,6 +97,12 @@ def located(tile, all_heads, blocks, section, IS_CAUSAL: gl.constexpr):
 
 
 @gluon.jit
+def opaque(value):
+    """`value`, but the compiler computes nothing from it in advance: columns would fill registers all along."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [value], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def visited(first_row, keys, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, IS_CAUSAL: gl.constexpr):
     """How many blocks of keys the rows `first_row ... first_row + ROWS` see."""
     end = keys
@@ -217,7 +223,7 @@ def consume(
         scores = warpgroup_mma_wait(num_outstanding=0, deps=[scores])
         mbarrier.arrive(k_empty.index(stage), count=1)
         rows = start + gl.arange(0, ROWS, layout=ROW)
-        columns = (count - 1) * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, SCORES))
+        columns = opaque((count - 1) * BLOCK_N) + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, SCORES))
         end = gl.full([ROWS], 0, gl.int32, ROW) + keys
         if IS_CAUSAL:
             end = gl.minimum(end, rows + 1)
