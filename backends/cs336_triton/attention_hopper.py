@@ -114,8 +114,8 @@ def visited(first_row, keys, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, IS_CAUSA
 @gluon.jit
 def produce(
     q, k, v, q_tiles, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    heads, all_heads, queries, keys, section,
-    GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
+    heads, group, all_heads, queries, keys, section,
+    IS_CAUSAL: gl.constexpr, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """Have the copy engine fetch all that the consumers will read, in their order, as soon as there is room."""
@@ -140,12 +140,12 @@ def produce(
             mbarrier.wait(k_empty.index(stage), parity)
             mbarrier.expect(k_full.index(stage), k.block_type.nbytes)
             tma.async_copy_global_to_shared(
-                k, [batch, head // GROUP, first, 0], k_full.index(stage), k_ring.index(stage)
+                k, [batch, head // group, first, 0], k_full.index(stage), k_ring.index(stage)
             )
             mbarrier.wait(v_empty.index(stage), parity)
             mbarrier.expect(v_full.index(stage), v.block_type.nbytes)
             tma.async_copy_global_to_shared(
-                v, [batch, head // GROUP, first, 0], v_full.index(stage), v_ring.index(stage)
+                v, [batch, head // group, first, 0], v_full.index(stage), v_ring.index(stage)
             )
             stage, parity = following(stage, parity, STAGES)
 
@@ -291,10 +291,10 @@ def consume(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["heads", "all_heads", "queries", "keys", "section"])
+@gluon.jit(do_not_specialize=["heads", "group", "all_heads", "queries", "keys", "section"])
 def attention_hopper_kernel(
-    lse, q, k, v, o, heads, all_heads, queries, keys, section, scale_log2,
-    GROUP: gl.constexpr, D: gl.constexpr, IS_CAUSAL: gl.constexpr, ROWS: gl.constexpr, BLOCK_N: gl.constexpr,
+    lse, q, k, v, o, heads, group, all_heads, queries, keys, section, scale_log2,
+    D: gl.constexpr, IS_CAUSAL: gl.constexpr, ROWS: gl.constexpr, BLOCK_N: gl.constexpr,
     CONSUMERS: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """q, k, v and o are descriptors of (batch, heads, sequence, D); `lse` is contiguous (batch, heads, queries)."""
@@ -336,7 +336,7 @@ def attention_hopper_kernel(
                 )),
                 (produce, (
                     q, k, v, q_tiles, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                    heads, all_heads, queries, keys, section, GROUP, IS_CAUSAL, ROWS, BLOCK_N, CONSUMERS, STAGES,
+                    heads, group, all_heads, queries, keys, section, IS_CAUSAL, ROWS, BLOCK_N, CONSUMERS, STAGES,
                 )),
             ],
             [4, 1],
@@ -363,7 +363,7 @@ def attention_hopper_kernel(
                 )),
                 (produce, (
                     q, k, v, q_tiles, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                    heads, all_heads, queries, keys, section, GROUP, IS_CAUSAL, ROWS, BLOCK_N, CONSUMERS, STAGES,
+                    heads, group, all_heads, queries, keys, section, IS_CAUSAL, ROWS, BLOCK_N, CONSUMERS, STAGES,
                 )),
             ],
             [4, 4, 1],
@@ -420,8 +420,8 @@ def run_configuration(
         _described(q, ROWS),
         *(_described(x, chosen["BLOCK_N"]) for x in (k, v)),
         _described(output, ROWS),
-        *(heads, batch * heads, queries, keys, min(section, batch * heads), scale * math.log2(math.e)),
-        **{"GROUP": group, "D": d, "IS_CAUSAL": is_causal, "ROWS": ROWS},
+        *(heads, group, batch * heads, queries, keys, min(section, batch * heads), scale * math.log2(math.e)),
+        **{"D": d, "IS_CAUSAL": is_causal, "ROWS": ROWS},
         **chosen.keywords,
     )
 
