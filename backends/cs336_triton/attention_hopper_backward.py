@@ -125,10 +125,11 @@ if AVAILABLE:
             copy_tile(k_descriptor, batch, kv_head, start_n + consumer * ROWS, fixed_ready, k_tiles.index(consumer))
         for consumer in gl.static_range(CONSUMERS):
             copy_tile(v_descriptor, batch, kv_head, start_n + consumer * ROWS, fixed_ready, v_tiles.index(consumer))
+        head = kv_head * GROUP
+        tile = first
         for index in range(GROUP * tiles):
             stage = index % STAGES
-            head = kv_head * GROUP + index // tiles
-            row = (first + index % tiles) * BLOCK_M
+            row = tile * BLOCK_M
             statistic = (batch * (gl.num_programs(1) * GROUP) + head) * padded + row
             mbarrier.wait(free.index(stage), (index // STAGES & 1) ^ 1)
             barrier = ready.index(stage)
@@ -137,6 +138,10 @@ if AVAILABLE:
             tma.async_copy_global_to_shared(lse_descriptor, [statistic], barrier, lse_ring.index(stage))
             copy_tile(grad_descriptor, batch, head, row, barrier, grad_ring.index(stage))
             tma.async_copy_global_to_shared(delta_descriptor, [statistic], barrier, delta_ring.index(stage))
+            tile += 1
+            if tile == first + tiles:
+                tile = first
+                head += 1
 
     @gluon.jit
     def key_gradient_consumer(
