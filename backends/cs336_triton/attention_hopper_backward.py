@@ -608,7 +608,8 @@ def _describable(x: Tensor) -> bool:
     """Whether the copy engine can address `x`: contiguous rows, and every start a multiple of 16 bytes apart."""
     if x.stride(3) != 1 or x.data_ptr() % 16:
         return False
-    return all(size == 1 or (stride > 0 and stride % 8 == 0) for size, stride in zip(x.shape, x.stride(), strict=True))
+    outer = zip(x.shape[:3], x.stride()[:3], strict=True)
+    return all(size == 1 or (stride > 0 and stride % 8 == 0) for size, stride in outer)
 
 
 def _described(x: Tensor, rows: int) -> Any:
