@@ -147,7 +147,7 @@ if AVAILABLE:
     def key_gradient_consumer(
         consumer, k_descriptor, grad_k_descriptor, grad_v_descriptor,
         k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-        batch, kv_head, start_n, first, tiles, scale, scale_log2,
+        start_n, first, tiles, scale, scale_log2,
         GROUP: gl.constexpr, STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr,
         FIXED_IN_REGISTERS: gl.constexpr,
     ):  # fmt: skip
@@ -216,6 +216,8 @@ if AVAILABLE:
             if total > 0:
                 last = matrix(q_ring.index((total - 1) % STAGES))
                 grad_k = warpgroup_mma(operand, last, grad_k)
+        kv_head = gl.program_id(1)
+        batch = gl.program_id(2)
         store_matrix(grad_v_descriptor, batch, kv_head, first_key, v_tiles.index(consumer), grad_v)
         store_matrix(grad_k_descriptor, batch, kv_head, first_key, k_tiles.index(consumer), grad_k * scale)
         tma.store_wait(0)
@@ -259,13 +261,13 @@ if AVAILABLE:
                 (key_gradient_consumer, (
                     0, k_descriptor, grad_k_descriptor, grad_v_descriptor,
                     k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-                    batch, kv_head, start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
+                    start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
                     FIXED_IN_REGISTERS,
                 )),
                 (key_gradient_consumer, (
                     1, k_descriptor, grad_k_descriptor, grad_v_descriptor,
                     k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-                    batch, kv_head, start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
+                    start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
                     FIXED_IN_REGISTERS,
                 )),
                 (key_gradient_producer, (
@@ -305,7 +307,7 @@ if AVAILABLE:
     def query_gradient_consumer(
         consumer, q_descriptor, grad_q_descriptor, binary_lse, delta,
         q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-        batch, head, statistic, start_m, tiles, keys, scale, scale_log2,
+        statistic, start_m, tiles, keys, scale, scale_log2,
         STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr,
     ):  # fmt: skip
         """dQ of the 64 queries of one consumer."""
@@ -366,6 +368,8 @@ if AVAILABLE:
                 mbarrier.arrive(free.index(stage), count=1)
         if LAG:
             grad_q = warpgroup_mma(operand, matrix(k_ring.index((tiles - 1) % STAGES)), grad_q)
+        head = gl.program_id(1)
+        batch = gl.program_id(2)
         store_matrix(grad_q_descriptor, batch, head, first_query, q_tiles.index(consumer), grad_q * scale)
         tma.store_wait(0)
 
@@ -414,13 +418,13 @@ if AVAILABLE:
                 (query_gradient_consumer, (
                     0, q_descriptor, grad_q_descriptor, binary_lse, delta,
                     q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-                    batch, head, statistic, start_m, tiles, keys, scale, scale_log2,
+                    statistic, start_m, tiles, keys, scale, scale_log2,
                     STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS,
                 )),
                 (query_gradient_consumer, (
                     1, q_descriptor, grad_q_descriptor, binary_lse, delta,
                     q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-                    batch, head, statistic, start_m, tiles, keys, scale, scale_log2,
+                    statistic, start_m, tiles, keys, scale, scale_log2,
                     STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS,
                 )),
                 (query_gradient_producer, (
