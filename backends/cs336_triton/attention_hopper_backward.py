@@ -90,7 +90,7 @@ if AVAILABLE:
     def power_of_two(x):
         """2 to the power of `x` by the special function unit alone; denormal results are 0."""
         return gl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=False, pack=1
         )
 
     @gluon.jit
@@ -202,7 +202,7 @@ if AVAILABLE:
             grad_weights = warpgroup_mma_wait(2 if LAG else 1, deps=[grad_weights])
             grad_scores = weights * (grad_weights - delta[None, :])
             if LAG:
-                grad_k, grad_v = warpgroup_mma_wait(0, deps=[grad_k, grad_v])
+                grad_k, grad_v, grad_scores = warpgroup_mma_wait(0, deps=[grad_k, grad_v, grad_scores])
                 operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)
                 mbarrier.arrive(free.index(previous), count=1, pred=index > 0)
             else:
@@ -309,6 +309,7 @@ if AVAILABLE:
         q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
         statistic, start_m, tiles, keys, scale, scale_log2,
         STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr,
+        PIN: gl.constexpr,
     ):  # fmt: skip
         """dQ of the 64 queries of one consumer."""
         ROWS: gl.constexpr = q_tiles.shape[3]
@@ -356,10 +357,14 @@ if AVAILABLE:
                 columns = index * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, scores_layout))
                 exponents = gl.where(columns[None, :] <= last_key[:, None], exponents, float("-inf"))
             weights = power_of_two(exponents)
-            grad_weights = warpgroup_mma_wait(1 if LAG else 0, deps=[grad_weights])
+            if PIN:
+                # The bytes arrived long ago. But the compiler moves nothing across a wait for them, and without one
+                # it would put off the exponentials until the products are done.
+                mbarrier.wait(ready.index(stage), index // STAGES & 1)
+            grad_weights, weights = warpgroup_mma_wait(1 if LAG else 0, deps=[grad_weights, weights])
             grad_scores = weights * (grad_weights - delta_rows[:, None])
             if LAG:
-                grad_q = warpgroup_mma_wait(0, deps=[grad_q])
+                grad_q, grad_scores = warpgroup_mma_wait(0, deps=[grad_q, grad_scores])
                 operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)
                 mbarrier.arrive(free.index(previous), count=1, pred=index > 0)
             else:
@@ -378,7 +383,7 @@ if AVAILABLE:
         binary_lse, delta, q_descriptor, k_descriptor, v_descriptor, grad_descriptor, grad_q_descriptor,
         queries, keys, padded, scale, scale_log2,
         GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
-        LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+        LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr, PIN: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
         PRODUCER_REGISTERS: gl.constexpr,
     ):  # fmt: skip
         """One program: dQ of CONSUMERS · 64 queries of one head, summed over all their keys."""
@@ -419,13 +424,13 @@ if AVAILABLE:
                     0, q_descriptor, grad_q_descriptor, binary_lse, delta,
                     q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
                     statistic, start_m, tiles, keys, scale, scale_log2,
-                    STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS,
+                    STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS, PIN,
                 )),
                 (query_gradient_consumer, (
                     1, q_descriptor, grad_q_descriptor, binary_lse, delta,
                     q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
                     statistic, start_m, tiles, keys, scale, scale_log2,
-                    STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS,
+                    STAGES, IS_CAUSAL, LAG, FIXED_IN_REGISTERS, PIN,
                 )),
                 (query_gradient_producer, (
                     q_descriptor, grad_descriptor, k_descriptor, v_descriptor, q_tiles, grad_tiles, k_ring, v_ring,
@@ -563,22 +568,30 @@ def default_configuration(kernel: str, width: int, card: Card) -> Configuration:
 
 
 def candidate_configurations(kernel: str, width: int, card: Card) -> tuple[Configuration, ...]:
-    """Every configuration worth timing, the untimed favourite first: (tile, STAGES, LAG, FIXED_IN_REGISTERS)."""
-    tile = "BLOCK_N" if kernel == "attention_query_gradient_hopper" else "BLOCK_M"
+    """Every configuration worth timing, the untimed favourite first."""
+    common = ("STAGES", "LAG", "FIXED_IN_REGISTERS")
+    names = ("BLOCK_N", *common, "PIN") if kernel == "attention_query_gradient_hopper" else ("BLOCK_M", *common)
     return tuple(
-        Configuration.of(
-            num_warps=4, num_stages=1, STAGES=stages, LAG=lag, FIXED_IN_REGISTERS=in_registers, **{tile: rows}
-        )
-        for rows, stages, lag, in_registers in _CANDIDATES[kernel, width]
+        Configuration.of(num_warps=4, num_stages=1, **dict(zip(names, constants, strict=True)))
+        for constants in _CANDIDATES[kernel, width]
     )
 
 
 _CANDIDATES = {
-    ("attention_query_gradient_hopper", 64): ((128, 3, False, False), (64, 4, True, True), (64, 4, True, False)),
-    ("attention_query_gradient_hopper", 128): ((128, 2, False, False), (64, 4, True, False), (64, 3, False, True)),
+    ("attention_query_gradient_hopper", 64): (
+        (128, 3, False, False, True),
+        (128, 4, True, False, True),
+        (64, 4, True, True, True),
+    ),
+    ("attention_query_gradient_hopper", 128): (
+        (128, 2, False, False, True),
+        (64, 4, True, False, True),
+        (64, 3, False, True, True),
+    ),
     ("attention_key_gradient_hopper", 64): ((64, 4, True, True), (64, 4, True, False), (64, 3, False, True)),
     ("attention_key_gradient_hopper", 128): ((64, 2, False, False), (64, 3, False, False), (64, 3, True, False)),
 }
+"""A tile's rows, the buffers of the ring, and switches of the kernel."""
 
 
 def _choose(kernel: str, q: Tensor, is_causal: bool, run: Callable[[Configuration], None]) -> Configuration:
