@@ -81,9 +81,7 @@ class Variant:
         }
 
 
-def gluon(
-    kernel: str, width: int, rows: int, stages: int, lag: bool, in_registers: bool, pin: bool = True
-) -> Variant:
+def gluon(kernel: str, width: int, rows: int, stages: int, lag: bool, in_registers: bool, pin: bool = True) -> Variant:
     constants = {"STAGES": stages, "LAG": lag, "FIXED_IN_REGISTERS": in_registers}
     constants |= {"BLOCK_N": rows, "PIN": pin} if kernel == "dq" else {"BLOCK_M": rows}
     return Variant(kernel, width, True, tuple(sorted(constants.items())))
@@ -201,9 +199,7 @@ def compile_share(variants: list[Variant], share: int, shares: int) -> int:
                 continue
             launches = []
             for dtype in (torch.bfloat16, torch.float16)[: 2 if case is CASES[0] else 1]:
-                launches += launches_of(
-                    variant, make_tensors(case, variant.width, dtype, "meta"), case[5], CARDS[90]
-                )
+                launches += launches_of(variant, make_tensors(case, variant.width, dtype, "meta"), case[5], CARDS[90])
             for launch in launches:
                 described = str([
                     (str(a.dtype), a.data_ptr() % 16 == 0) if isinstance(a, torch.Tensor)
@@ -274,7 +270,7 @@ def run(launch) -> None:
 
 
 def make_tensors(case: tuple, width: int, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
-    """grad, q, k, v, output, lse: (batch, heads, length, width) views of (batch, length + 3, heads, width) full of NaN."""
+    """grad, q, k, v, output, lse: (batch, heads, length, width) views of (batch, length + 3, heads, width) with NaN."""
     batch, heads, kv_heads, queries, keys, _ = case
 
     def view(count: int, length: int) -> torch.Tensor:
@@ -416,8 +412,11 @@ def time_all(variants: list[Variant]) -> int:
                     key = (kind, variant.gluon)
                     if kind == "statistics" and (shape, *key) in best:
                         continue
-                    milliseconds = do_bench(lambda chosen=chosen: [run(x) for x in chosen], 10, 40, return_mode="median")
-                    name = variant.name if kind != "statistics" else f"{kind}{width}/{'gluon' if variant.gluon else 'triton'}"
+                    milliseconds = do_bench(
+                        lambda chosen=chosen: [run(x) for x in chosen], 10, 40, return_mode="median"
+                    )
+                    way = "gluon" if variant.gluon else "triton"
+                    name = f"{kind}{width}/{way}" if kind == "statistics" else variant.name
                     products = {"dq": 3, "dkv": 4}.get(kind, 0)
                     rate = f", {products * one_product / milliseconds:.0f} TFLOP/s" if products else ""
                     print(f"TIME {label} {name}: {milliseconds * 1e3:.1f} us{rate}", flush=True)

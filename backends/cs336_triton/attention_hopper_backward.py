@@ -39,7 +39,6 @@ try:
         mbarrier,
         tma,
         warpgroup_mma,
-        warpgroup_mma_init,
         warpgroup_mma_wait,
     )
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -101,6 +100,12 @@ if AVAILABLE:
     def matrix(buffer):
         """A (1, 1, rows, features) buffer as (rows, features)."""
         return buffer.reshape([buffer.shape[2], buffer.shape[3]])
+
+    @gluon.jit
+    def buffers(COUNT: gl.constexpr, descriptor):
+        """COUNT tiles of shared memory, as `descriptor` fills them."""
+        shape: gl.constexpr = [COUNT] + descriptor.block_type.shape  # noqa: RUF005
+        return gl.allocate_shared_memory(descriptor.dtype, shape, descriptor.layout)
 
     @gluon.jit
     def store_matrix(descriptor, batch, head, row, buffer, value):
@@ -212,7 +217,7 @@ if AVAILABLE:
                 mbarrier.arrive(free.index(stage), count=1)
             tile += 1
             tile = gl.where(tile == first + tiles, first, tile)
-        if LAG:
+        if LAG:  # noqa: SIM102  (what is known when compiling)
             if total > 0:
                 last = matrix(q_ring.index((total - 1) % STAGES))
                 grad_k = warpgroup_mma(operand, last, grad_k)
@@ -227,12 +232,12 @@ if AVAILABLE:
         grad_k, q_descriptor, k_descriptor, v_descriptor, grad_descriptor, lse_descriptor, delta_descriptor,
         grad_k_descriptor, grad_v_descriptor, queries, keys, padded, scale, scale_log2,
         GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
-        LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+        LAG: gl.constexpr, FIXED_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+        PRODUCER_REGISTERS: gl.constexpr,
     ):  # fmt: skip
         """One program: dK and dV of CONSUMERS · 64 keys of one key head, summed over the queries of its group."""
         ROWS: gl.constexpr = k_descriptor.block_type.shape[2]
         BLOCK_M: gl.constexpr = q_descriptor.block_type.shape[2]
-        dtype: gl.constexpr = q_descriptor.dtype
         start_n = gl.program_id(0) * (CONSUMERS * ROWS)
         kv_head = gl.program_id(1)
         batch = gl.program_id(2)
@@ -241,10 +246,10 @@ if AVAILABLE:
             first = start_n // BLOCK_M
         tiles = gl.maximum(gl.cdiv(queries, BLOCK_M) - first, 0)
 
-        k_tiles = gl.allocate_shared_memory(dtype, [CONSUMERS] + k_descriptor.block_type.shape, k_descriptor.layout)
-        v_tiles = gl.allocate_shared_memory(dtype, [CONSUMERS] + v_descriptor.block_type.shape, v_descriptor.layout)
-        q_ring = gl.allocate_shared_memory(dtype, [STAGES] + q_descriptor.block_type.shape, q_descriptor.layout)
-        grad_ring = gl.allocate_shared_memory(dtype, [STAGES] + grad_descriptor.block_type.shape, grad_descriptor.layout)
+        k_tiles = buffers(CONSUMERS, k_descriptor)
+        v_tiles = buffers(CONSUMERS, v_descriptor)
+        q_ring = buffers(STAGES, q_descriptor)
+        grad_ring = buffers(STAGES, grad_descriptor)
         lse_ring = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], lse_descriptor.layout)
         delta_ring = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], delta_descriptor.layout)
         fixed_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -389,7 +394,6 @@ if AVAILABLE:
         """One program: dQ of CONSUMERS · 64 queries of one head, summed over all their keys."""
         ROWS: gl.constexpr = q_descriptor.block_type.shape[2]
         BLOCK_N: gl.constexpr = k_descriptor.block_type.shape[2]
-        dtype: gl.constexpr = q_descriptor.dtype
         block = gl.program_id(0)
         if IS_CAUSAL:
             # The last queries have the most keys: start them first.
@@ -403,12 +407,10 @@ if AVAILABLE:
         tiles = gl.cdiv(end, BLOCK_N)
         statistic = (batch * gl.num_programs(1) + head) * padded
 
-        q_tiles = gl.allocate_shared_memory(dtype, [CONSUMERS] + q_descriptor.block_type.shape, q_descriptor.layout)
-        grad_tiles = gl.allocate_shared_memory(
-            dtype, [CONSUMERS] + grad_descriptor.block_type.shape, grad_descriptor.layout
-        )
-        k_ring = gl.allocate_shared_memory(dtype, [STAGES] + k_descriptor.block_type.shape, k_descriptor.layout)
-        v_ring = gl.allocate_shared_memory(dtype, [STAGES] + v_descriptor.block_type.shape, v_descriptor.layout)
+        q_tiles = buffers(CONSUMERS, q_descriptor)
+        grad_tiles = buffers(CONSUMERS, grad_descriptor)
+        k_ring = buffers(STAGES, k_descriptor)
+        v_ring = buffers(STAGES, v_descriptor)
         fixed_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
         ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
         free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

@@ -83,7 +83,7 @@ def _identity(launch) -> tuple:
         if hasattr(argument, "dtype")
         else (type(argument).__name__, argument % 16 == 0, argument == 1, argument >= 2**31)
         if isinstance(argument, int)
-        else (str(argument.base.dtype), argument.block_shape)
+        else (str(argument.base.dtype), tuple(argument.block_shape))
         if hasattr(argument, "block_shape")
         else type(argument).__name__
         for argument in launch.arguments
