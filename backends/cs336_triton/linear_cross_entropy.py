@@ -102,6 +102,7 @@ def loss_kernel(
             logits = tl.load(logits_row + columns, mask=mask, other=0.0).to(ACCUMULATOR)
             logits = tl.where(columns < n_cols, logits, highest)
             logits_grad = (tl.exp(logits - highest - log_sum) - tl.where(columns == target, 1.0, 0.0)) * grad
+            logits_grad = tl.where(columns < n_cols, logits_grad, 0.0)
             tl.store(logits_row + columns, narrow(logits_grad, logits_pointer.dtype.element_ty), mask=mask)
 
 
@@ -149,19 +150,22 @@ def walk_chunks(
     n_rows, vocab = x.shape[0], weight.shape[0]
     wide = accumulator_dtype(x.dtype)
     x_grad = torch.empty(x.shape if want_x else 0, dtype=x.dtype, device=x.device)
+    rows = chunk_rows(n_rows, vocab, x.element_size())
+    # A vocabulary of 50,257 is padded with words of weight 0: for sizes that are no multiple of 8, cuBLAS has only
+    # products of an older design, which took five times as long.
+    stride = cdiv(vocab, 16) * 16
+    if stride != vocab:
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, stride - vocab))
     weight_grad = torch.empty(weight.shape if want_weight else 0, dtype=wide, device=x.device)
     if want_weight and not (n_rows and weight.shape[1]):
         weight_grad.zero_()
-    rows = chunk_rows(n_rows, vocab, x.element_size())
-    # Rows are padded so that each starts at an aligned address: for matrix products too.
-    stride = cdiv(vocab, 16) * 16
     logits_buffer = torch.empty(min(rows, n_rows), stride, dtype=x.dtype, device=x.device)
     chosen = configuration("linear_cross_entropy", x.device, x.dtype, "any", default_loss)
     block = power_of_two_up_to(chosen["TILE"], vocab)
     for first in range(0, n_rows, rows):
         chunk = slice(first, min(first + rows, n_rows))
         x_chunk = x[chunk]
-        logits = logits_buffer[: x_chunk.shape[0], :vocab]
+        logits = logits_buffer[: x_chunk.shape[0]]
         torch.mm(x_chunk, weight.t(), out=logits)
         launch(
             loss_kernel,
@@ -185,7 +189,7 @@ def walk_chunks(
             torch.mm(logits, weight, out=x_grad[chunk])
         if want_weight:
             _accumulate(weight_grad, logits.t(), x_chunk, first == 0)
-    return x_grad, weight_grad
+    return x_grad, weight_grad[:vocab]
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
