@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cs336_registry.bench import roofline, rows
-from cs336_registry.bench.measurement import calls_for, seconds_per_call
+from cs336_registry.bench.measurement import calls_for, captured, seconds_per_call
 from cs336_registry.bench.worker import peak_memory, versions
 
 SIZES: dict[str, dict[str, int]] = {
@@ -86,27 +86,6 @@ def build(sizes: dict[str, int], batch: int, device: str, dtype: str, backend: s
         return loss
 
     return step, decisions, sum(parameter.numel() for parameter in model.parameters())
-
-
-def captured(differentiate):
-    """A function that replays what `differentiate` does on the card, and returns the loss in the graph's memory."""
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            differentiate()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = differentiate()
-
-    def replay():
-        graph.replay()
-        return loss
-
-    return replay
 
 
 def serves_whole_loss(backend: str, device: str) -> bool:

@@ -33,6 +33,48 @@ def calls_for(call: Callable[[], Any], device: str, *, budget: float) -> int:
     return max(1, min(10_000, int(budget / max(seconds_per_call(call, 1, device), 1e-7))))
 
 
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call` as a CUDA graph: what it does on the card is replayed, and its result lies in the graph's memory.
+
+    Whatever `call` runs backward must have been run forward on the stream that is current here, if that is not the
+    default stream. Raises RuntimeError where `call` can't be captured, say because it waits for the card.
+    """
+    import torch
+
+    stream = torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        result = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def host_seconds(call: Callable[[], Any], calls: int = 20) -> float:
+    """Seconds that Python and the libraries take to put one call's work before the card, which is not waited for."""
+    import torch
+
+    found = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        found.append((time.perf_counter() - start) / calls)
+    torch.cuda.synchronize()
+    return min(found)
+
+
 def rotation(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
     """One callable that goes round `calls`, so that inputs are not served from the cache of the call before."""
     position = 0
