@@ -82,6 +82,74 @@ def encoding(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+GPU_PEERS = {
+    "PyTorch": ("torch", "torch_fused"),
+    "torch.compile": ("torch_compile_of_reference",),
+    "Liger": ("liger",),
+    "SDPA": ("sdpa_default",),
+    "cuDNN": ("sdpa_cudnn",),
+    "FlashAttention-2": ("sdpa_flash",),
+}
+
+
+def gpu_ops(rows: Sequence[dict[str, Any]]) -> str:
+    """Op, size and direction: the Triton kernels' time, share of the card's limit, and how much longer others took."""
+    chosen = [row for row in rows if row.get("benchmark") == "triton_ops" and row.get("seconds")]
+    newest = latest(chosen, "component", "workload", "backend", "direction", "dtype", "machine")
+    keys = ("component", "workload", "direction", "dtype", "machine")
+    found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in newest:
+        found.setdefault(tuple(row[key] for key in keys), {})[row["backend"]] = row
+    lines = [
+        f"| op | size | direction | Triton | of the card's limit | {' | '.join(GPU_PEERS)} |",
+        "|---|---|---|---|---|" + "---|" * len(GPU_PEERS),
+    ]
+    order = {"forward": 0, "backward": 1, "both": 2}
+    for group in sorted(found, key=lambda key: (key[0], key[1], order[key[2]])):
+        own = found[group].pop("triton", None)
+        if own is None:
+            continue
+        component, workload, direction, dtype, _ = group
+        rate = f", {own['flops_per_second'] / 1e12:.0f} TFLOP/s" if own["limit"] == "matmul" else ""
+        cells = [
+            _times(own, next((found[group][name] for name in names if name in found[group]), None))
+            for names in GPU_PEERS.values()
+        ]
+        share = f"{own['share_of_limit']:.0%} of {own['limit']}{rate}"
+        size = f"{workload}, {dtype}" if dtype != "bfloat16" else workload
+        lines.append(
+            f"| {component} | {size} | {direction} | {duration(own['seconds'])} | {share} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _times(own: dict[str, Any], other: dict[str, Any] | None) -> str:
+    return "" if other is None else f"{other['seconds'] / own['seconds']:.2f}x"
+
+
+def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
+    """One training step on a GPU, contender by contender: tokens per second, share of the matrix limit, memory."""
+    chosen = [
+        row
+        for row in rows
+        if row.get("benchmark") == "training_step" and row.get("device") == "cuda" and row.get("seconds")
+    ]
+    newest = latest(chosen, "workload", "backend", "dtype", "machine")
+    lines = [
+        "| model x sequences | contender | tokens/s | model FLOP/s of the matrix limit | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for workload in dict.fromkeys(row["workload"] for row in newest):
+        mine = sorted((row for row in newest if row["workload"] == workload), key=lambda row: row["seconds"])
+        for row in mine:
+            share = row["flops_per_second"] / row["matmul_flops_per_second"]
+            lines.append(
+                f"| {workload} | `{row['backend']}` | {row['tokens_per_second']:,.0f} | {share:.1%} |"
+                f" {row['peak_memory'] / 1e9:.1f} GB |"
+            )
+    return "\n".join(lines)
+
+
 def fastest_encoders(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
     """For each corpus and mode, the row of each library's fastest entry point."""
     chosen = (row for row in rows if row.get("benchmark") == "encoding" and row.get("seconds"))
@@ -162,4 +230,6 @@ TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     "component_speeds": component_speeds,
     "bpe_training": bpe_training,
     "encoding": encoding,
+    "gpu_ops": gpu_ops,
+    "gpu_steps": gpu_steps,
 }
