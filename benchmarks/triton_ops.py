@@ -177,7 +177,11 @@ def flash_attention(module: str) -> Callable[..., Any]:
 
 def quack(name: str) -> Callable[..., Any]:
     function = getattr(importlib.import_module(f"quack.{name}"), name)
-    return partial(function, eps=1e-5) if name == "rmsnorm" else function
+    if name == "rmsnorm":
+        return partial(function, eps=1e-5)
+    if name == "cross_entropy":
+        return lambda logits, targets: function(logits, targets).to(logits.dtype)
+    return function
 
 
 def liger(name: str) -> Callable[..., Any]:
@@ -203,6 +207,7 @@ PEERS: dict[str, dict[str, Callable[[], Callable[..., Any]]]] = {
         "sdpa_flash": partial(sdpa, "FLASH_ATTENTION"),
         "flash_attention_2": partial(flash_attention, "flash_attn"),
         "flash_attention_3": partial(flash_attention, "flash_attn_interface"),
+        "flash_attention_4": partial(flash_attention, "flash_attn.cute"),
     },
     **{
         name: {"liger": partial(liger, name), **({"quack": partial(quack, name)} if name in QUACK else {})}
