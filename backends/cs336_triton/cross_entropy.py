@@ -20,13 +20,13 @@ from cs336_registry.components.cross_entropy import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to, scalar
+from .rmsnorm import rows_of
 from .runtime import (
     PRODUCTION_DTYPES,
     Card,
     accumulator,
     accumulator_dtype,
     cdiv,
-    contiguous_rows,
     dtype_name,
     launch,
     meta,
@@ -168,23 +168,26 @@ def lane_width(block: int, dtype: torch.dtype) -> int:
 
 
 def default_forward(card: Card) -> Configuration:
-    return Configuration.of(num_warps=8, TILE=4096, STAGES=1)
+    """16 entries a thread: 124 us at 8192 x 32768 on an H200, the best of tiles from 1024 to 8192 entries."""
+    return Configuration.of(num_warps=4, TILE=2048, STAGES=1)
 
 
 def default_backward(card: Card) -> Configuration:
-    return Configuration.of(num_warps=8, TILE=4096)
+    """As forward: 254 us at 8192 x 32768 on an H200, against 261 with twice the warps and entries."""
+    return Configuration.of(num_warps=4, TILE=2048)
 
 
 def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     """(loss, (largest logit, log of the sum) of each row). The rows' losses are reduced in float32 and rounded once."""
-    wide = accumulator_dtype(logits.dtype)
+    dtype, device = logits.dtype, logits.device
+    wide = accumulator_dtype(dtype)
     n_rows, n_cols = targets.numel(), logits.shape[-1]
-    statistics = torch.empty(2, n_rows, dtype=wide, device=logits.device)
-    losses_dtype = logits.dtype if reduction == "none" else wide
-    losses = torch.empty(targets.shape, dtype=losses_dtype, device=logits.device)
+    statistics = torch.empty(2, n_rows, dtype=wide, device=device)
+    losses_dtype = dtype if reduction == "none" else wide
+    losses = torch.empty(targets.shape, dtype=losses_dtype, device=device)
     if n_rows:
-        rows = contiguous_rows(logits)
-        chosen = configuration("cross_entropy_forward", logits.device, logits.dtype, "any", default_forward)
+        rows, row_stride = rows_of(logits, n_cols)
+        chosen = configuration("cross_entropy_forward", device, dtype, "any", default_forward)
         block = power_of_two_up_to(chosen["TILE"], n_cols)
         launch(
             forward_kernel,
@@ -195,15 +198,18 @@ def forward(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Te
             statistics,
             n_rows,
             n_cols,
-            rows.stride(0),
-            ACCUMULATOR=accumulator(logits.dtype),
+            row_stride,
+            ACCUMULATOR=accumulator(dtype),
             BLOCK=block,
-            WIDTH=lane_width(block, logits.dtype),
+            WIDTH=lane_width(block, dtype),
             STAGES=chosen["STAGES"],
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
         )
-    return reduce_losses(losses, reduction).to(logits.dtype), statistics
+    if reduction == "none":
+        return losses, statistics
+    loss = reduce_losses(losses, reduction)
+    return loss if dtype is wide else loss.to(dtype), statistics
 
 
 def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
@@ -213,12 +219,13 @@ def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
 
 
 def backward(grad: Tensor, logits: Tensor, targets: Tensor, statistics: Tensor, reduction: str) -> Tensor:
-    logits_grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    if not logits_grad.numel():
+    dtype, device = logits.dtype, logits.device
+    logits_grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if not logits.numel():
         return logits_grad
-    rows = contiguous_rows(logits)
-    n_rows, n_cols = rows.shape
-    chosen = configuration("cross_entropy_backward", logits.device, logits.dtype, "any", default_backward)
+    n_rows, n_cols = targets.numel(), logits.shape[-1]
+    rows, row_stride = rows_of(logits, n_cols)
+    chosen = configuration("cross_entropy_backward", device, dtype, "any", default_backward)
     block = power_of_two_up_to(chosen["TILE"], n_cols)
     launch(
         backward_kernel,
@@ -230,10 +237,10 @@ def backward(grad: Tensor, logits: Tensor, targets: Tensor, statistics: Tensor, 
         logits_grad,
         n_rows,
         n_cols,
-        rows.stride(0),
+        row_stride,
         1 if reduction == "none" else 0,
         1.0 / n_rows if reduction == "mean" else 1.0,
-        ACCUMULATOR=accumulator(logits.dtype),
+        ACCUMULATOR=accumulator(dtype),
         BLOCK=block,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,

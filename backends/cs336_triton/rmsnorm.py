@@ -1,8 +1,8 @@
 """RMSNorm: one read and one write forward; backward, a persistent grid that keeps partial sums of dW in registers.
 
-Forward: a program normalises a tile of whole rows and keeps `1 / rms` of each in float32. Backward: `2 x
-multiprocessors` programs walk over the rows, each adding `dy * x / rms` to one float32 partial row of dW; a second,
-small kernel adds the partial rows in a fixed order, so that dW is bitwise repeatable. Rows that do not fit a tile are
+Forward: a program normalises a tile of whole rows and keeps `1 / rms` of each in float32. Backward: one or two programs
+a multiprocessor walk over the rows, each adding `dy * x / rms` to one float32 partial row of dW; a second, small kernel
+adds the partial rows in a fixed order, so that dW is bitwise repeatable. Rows that do not fit a tile are
 walked in tiles of a fixed width, and dW is then summed column tile by column tile.
 The same kernels with ADD serve add_rmsnorm.
 """
@@ -271,33 +271,34 @@ def column_sum_kernel(
 
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
     """(normed, x + residual or None, 1 / rms of each row)."""
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = None if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x_rows = contiguous_rows(x)
-    residual_rows = x_rows if residual is None else contiguous_rows(residual)
-    n_rows, n_cols = x_rows.shape
-    rstd = torch.empty(n_rows, dtype=accumulator_dtype(x.dtype), device=x.device)
-    if normed.numel():
+    dtype, device, n_cols, n_entries = x.dtype, x.device, weight.shape[0], x.numel()
+    normed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = None if residual is None else torch.empty_like(normed)
+    n_rows = n_entries // n_cols if n_entries else x.shape[:-1].numel()
+    rstd = torch.empty(n_rows, dtype=accumulator_dtype(dtype), device=device)
+    if n_entries:
+        x, x_stride = rows_of(x, n_cols)
+        residual, residual_stride = (x, x_stride) if residual is None else rows_of(residual, n_cols)
         walk = n_cols > WIDEST_TILE
         block = WALKING_TILE if walk else next_power_of_2(n_cols)
         bucket = "walk" if walk else str(block)
-        chosen = configuration("rmsnorm_forward", x.device, x.dtype, bucket, partial(default_forward, block=block))
+        chosen = configuration("rmsnorm_forward", device, dtype, bucket, partial(default_forward, block=block))
         launch(
             forward_kernel,
             (cdiv(n_rows, chosen["ROWS"]),),
-            x_rows,
-            residual_rows,
+            x,
+            residual,
             weight.contiguous(),
             normed,
             normed if total is None else total,
             rstd,
             n_rows,
             n_cols,
-            x_rows.stride(0),
-            residual_rows.stride(0),
+            x_stride,
+            residual_stride,
             eps,
-            ACCUMULATOR=accumulator(x.dtype),
-            ADD=residual is not None,
+            ACCUMULATOR=accumulator(dtype),
+            ADD=total is not None,
             WALK=walk,
             BLOCK=block,
             **chosen.keywords,
@@ -307,28 +308,32 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
 
 def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dW); `x` is what was normalised, `total_grad` a gradient that reached it by the other way round the norm."""
-    x_grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if not x_grad.numel():
-        return x_grad, torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
-    weight_grad = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    grad, x, weight = contiguous_rows(grad), contiguous_rows(x), weight.contiguous()
-    extra = grad if total_grad is None else contiguous_rows(total_grad)
-    n_rows, n_cols = x.shape
-    constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype)}
+    dtype, device, n_cols, n_entries = x.dtype, x.device, weight.shape[0], x.numel()
+    x_grad = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not n_entries:
+        return x_grad, torch.zeros(n_cols, dtype=weight.dtype, device=device)
+    weight = weight.contiguous()
+    weight_grad = torch.empty_like(weight)
+    n_rows = n_entries // n_cols
     add = total_grad is not None
-    programs = 2 * card(x.device).multiprocessors
+    grad, grad_stride = rows_of(grad, n_cols)
+    extra, extra_stride = rows_of(total_grad, n_cols) if add else (grad, grad_stride)
+    x, x_stride = rows_of(x, n_cols)
+    sum_type = accumulator(dtype)
+    multiprocessors = card(device).multiprocessors
     if n_cols <= WIDEST_BACKWARD_TILE:
         block = next_power_of_2(n_cols)
         chosen = configuration(
-            "rmsnorm_backward",
-            x.device,
-            x.dtype,
+            "add_rmsnorm_backward" if add else "rmsnorm_backward",
+            device,
+            dtype,
             str(block),
-            partial(default_backward, block=block, dtype=x.dtype),
-            candidates=partial(backward_candidates, block=block, dtype=x.dtype),
+            partial(default_backward, block=block, dtype=dtype, add=add),
+            candidates=partial(backward_candidates, block=block, dtype=dtype, add=add),
         )
-        programs = min(programs, cdiv(n_rows, chosen["ROWS"]))
-        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
+        rows, stages = chosen["ROWS"], chosen["STAGES"]
+        programs = min(chosen["PROGRAMS"] * multiprocessors, cdiv(n_rows, rows))
+        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=device)
         launch(
             backward_kernel,
             (programs,),
@@ -341,14 +346,17 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             partial_sums,
             n_rows,
             n_cols,
-            grad.stride(0),
-            extra.stride(0),
-            x.stride(0),
+            grad_stride,
+            extra_stride,
+            x_stride,
+            ACCUMULATOR=sum_type,
             ADD=add,
             KEEP_WEIGHT=block <= WIDEST_WITH_WEIGHT,
+            STAGES=stages,
+            ROWS=rows,
             BLOCK=block,
-            **constants,
-            **chosen.keywords,
+            num_warps=chosen.num_warps,
+            num_stages=chosen.num_stages,
         )
     else:
         launch(
@@ -361,19 +369,19 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             rstd,
             x_grad,
             n_cols,
-            grad.stride(0),
-            extra.stride(0),
-            x.stride(0),
+            grad_stride,
+            extra_stride,
+            x_stride,
+            ACCUMULATOR=sum_type,
             ADD=add,
             BLOCK=WALKING_TILE,
             num_warps=8,
             num_stages=2,
-            **constants,
         )
         rows, block = 4, 512
         tiles = cdiv(n_cols, block)
-        programs = min(cdiv(8 * programs, tiles), cdiv(n_rows, rows))
-        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=x.device)
+        programs = min(cdiv(16 * multiprocessors, tiles), cdiv(n_rows, rows))
+        partial_sums = torch.empty(programs, n_cols, dtype=rstd.dtype, device=device)
         launch(
             walking_weight_gradient_kernel,
             (tiles, programs),
@@ -383,13 +391,13 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
             partial_sums,
             n_rows,
             n_cols,
-            grad.stride(0),
-            x.stride(0),
+            grad_stride,
+            x_stride,
+            ACCUMULATOR=sum_type,
             ROWS=rows,
             BLOCK=block,
             num_warps=4,
             num_stages=2,
-            **constants,
         )
     launch(
         column_sum_kernel,
@@ -399,11 +407,11 @@ def backward(grad: Tensor, total_grad: Tensor | None, x: Tensor, weight: Tensor,
         programs,
         n_cols,
         # 128 bytes of a row: more programs, each with fewer loads one after another, than wider tiles give.
+        ACCUMULATOR=sum_type,
         ROWS=64,
         BLOCK=32,
         num_warps=4,
         num_stages=2,
-        **constants,
     )
     return x_grad, weight_grad
 
@@ -414,33 +422,48 @@ def default_forward(card: Card, *, block: int) -> Configuration:
     return Configuration.of(num_warps=min(16, max(4, rows * block // 512)), ROWS=rows)
 
 
-def default_backward(card: Card, *, block: int, dtype: torch.dtype) -> Configuration:
+def default_backward(card: Card, *, block: int, dtype: torch.dtype, add: bool = False) -> Configuration:
     """About 4096 entries a tile, 16 of them a thread; few programs run, so each loads blocks of rows ahead.
 
     STAGES = n keeps n - 1 tiles of each operand in shared memory: of x, dy and, for add_rmsnorm, the residual's
-    gradient. Registers let two programs of up to 8 warps share a multiprocessor, so both need room. Rows of less than
-    1024 keep one tile: with two, float32 takes 172 registers, and only one program fits. The longest rows of float32
-    keep none.
+    gradient. Registers let two programs of up to 8 warps share a multiprocessor, so both need room; of 16 warps on,
+    PROGRAMS = 1 fills it. Rows of less than 1024 keep one tile: with two, float32 takes 172 registers, and only one
+    program fits. 8192 bfloat16 entries by 8 warps are as many bytes on their way, fewer programs and half the
+    reductions: 195 us against 210 at 32768 x 4096 on an H200; with a third operand they don't pay. The longest rows
+    keep none: 200 us against 283 at 8192 x 16384.
     """
     rows = max(1, 4096 // block)
     num_warps = min(32, max(4, rows * block // 512))
+    tile = block * dtype.itemsize
+    if block == 4096 and not add and 2 * 2 * 2 * tile < card.shared_memory:
+        return Configuration.of(num_warps=8, ROWS=2, STAGES=3, PROGRAMS=1)
     programs = 2 if num_warps <= 8 else 1
-    two_tiles = 2 * 3 * rows * block * dtype.itemsize
-    if 1024 <= block <= 8192 and programs * two_tiles < card.shared_memory:
+    if block > 8192:
+        stages = 1
+    elif block >= 1024 and programs * 2 * 3 * rows * tile < card.shared_memory:
         stages = 3
     else:
-        stages = 1 if block * dtype.itemsize > 32768 else 2
-    return Configuration.of(num_warps=num_warps, ROWS=rows, STAGES=stages)
+        stages = 2
+    return Configuration.of(num_warps=num_warps, ROWS=rows, STAGES=stages, PROGRAMS=programs)
 
 
-def backward_candidates(card: Card, *, block: int, dtype: torch.dtype) -> tuple[Configuration, ...]:
-    """The default with every depth of its pipeline, and with more and fewer warps and rows a tile."""
-    default = default_backward(card, block=block, dtype=dtype)
-    rows, num_warps, stages = default["ROWS"], default.num_warps, default["STAGES"]
+def backward_candidates(card: Card, *, block: int, dtype: torch.dtype, add: bool = False) -> tuple[Configuration, ...]:
+    """The default with every depth of its pipeline, other numbers of warps, rows a tile and programs, and pairs of
+    these that keep as many bytes on their way."""
+    default = default_backward(card, block=block, dtype=dtype, add=add)
+    num_warps, settled = default.num_warps, dict(default.constants)
+    rows, programs = settled["ROWS"], settled["PROGRAMS"]
+    changes = (
+        *({"STAGES": depth} for depth in (1, 2, 3, 4)),
+        *({"PROGRAMS": count} for count in (1, 2, 3, 4)),
+        *({"STAGES": 1, "PROGRAMS": count} for count in (2, 3, 4)),
+        *({"ROWS": tile} for tile in (max(1, rows // 2), rows * 2)),
+        {"ROWS": rows * 2, "PROGRAMS": max(1, programs // 2)},
+        {"ROWS": max(1, rows // 2), "PROGRAMS": programs * 2},
+    )
     return (
-        *(Configuration.of(num_warps, ROWS=rows, STAGES=depth) for depth in (1, 2, 3, 4)),
-        *(Configuration.of(warps, ROWS=rows, STAGES=stages) for warps in (num_warps // 2, min(32, num_warps * 2))),
-        *(Configuration.of(num_warps, ROWS=tile, STAGES=stages) for tile in (max(1, rows // 2), rows * 2)),
+        *(Configuration.of(num_warps, **{**settled, **change}) for change in changes),
+        *(Configuration.of(warps, **settled) for warps in (num_warps // 2, min(32, num_warps * 2))),
     )
 
 
@@ -452,6 +475,14 @@ def production_calls() -> Iterator[tuple[str, Any]]:
             name = f"{dtype_name(dtype)}_{n_cols}"
             yield f"rmsnorm_forward_{name}", partial(forward, x, None, weight, 1e-5)
             yield f"rmsnorm_backward_{name}", partial(backward, x, None, x, weight, rstd)
+
+
+def rows_of(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
+    """(contiguous_rows(x), the stride between rows); what is contiguous stays as it is: the host is spared a view."""
+    if x.is_contiguous():
+        return x, n_cols
+    rows = contiguous_rows(x)
+    return rows, rows.stride(0)
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

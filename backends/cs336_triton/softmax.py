@@ -1,7 +1,7 @@
 """Softmax: rows of up to 32768 entries are held in registers and read once; longer ones are read twice, online.
 
-From 16384 entries on, one or two programs fill a multiprocessor. Forward, each then takes row after row and has the
-next ones on their way while it works on one; backward, where there is little to compute, a program takes one row.
+From 16384 entries on, one or two programs fill a multiprocessor. Where it is one, each takes row after row forward and
+has the next ones on their way while it works on one; elsewhere a program takes one tile of rows.
 
 The online pass keeps one running maximum and one running sum per lane of the tile, so that the lanes meet only once, at
 the row's end. Another dimension than the last is brought to the end first, which copies unless its stride is 1.
@@ -21,13 +21,13 @@ from cs336_registry.components.softmax import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator
+from .rmsnorm import rows_of
 from .runtime import (
     PRODUCTION_DTYPES,
     Card,
     accumulator,
     card,
     cdiv,
-    contiguous_rows,
     dtype_name,
     launch,
     meta,
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 WIDEST_TILE = 32768
 WIDEST_BACKWARD_BYTES = 65536
 """The backward pass holds two rows at once: 32768 entries of each in 4 bytes would not fit the registers."""
-WIDEST_ALONE = 8192
-"""Longer rows are pipelined forward: so few programs fit that nothing would be read while they compute."""
+WIDEST_ALONE = 16384
+"""Longer rows are pipelined forward: of 32 warps of 32 entries a thread only one program fits, and nothing would be
+read while it computes. On an H200, 16384 x 16384 took 268 us in single tiles and 275 us or more pipelined, 8192 x 32768
+took 376 and 276 us."""
 
 
 def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
@@ -179,21 +181,23 @@ def backward_kernel(
         tl.store(x_grad_rows + columns, narrow(x_grad, x_grad_pointer.dtype.element_ty), mask=mask)
 
 
-def default_tile(card: Card, *, block: int) -> Configuration:
-    """About 2048 entries a tile, at most 32 a thread."""
+def default_tile(card: Card, *, block: int, backward: bool) -> Configuration:
+    """About 2048 entries a tile, 16 to 32 a thread; backward, the longest rows take 64: 376 us with 16 warps and 396
+    with 32 at 8192 x 32768 on an H200, since half as many registers a thread spill."""
     rows = max(1, 2048 // block)
-    return Configuration.of(num_warps=min(32, max(4, rows * block // 512)), ROWS=rows)
+    num_warps = 16 if backward and block > 16384 else min(32, max(4, rows * block // 512))
+    return Configuration.of(num_warps=num_warps, ROWS=rows)
 
 
 def pipelined_tiles(card: Card, *, block: int, dtype: torch.dtype) -> tuple[Configuration, ...]:
-    """STAGES = n keeps n - 1 rows on their way, as far as shared memory holds them for all programs side by side."""
-    most = min(3, 1 + card.shared_memory // (max(block, 32768) * dtype.itemsize + 2048))
+    """STAGES = n keeps n - 1 rows on their way, as far as shared memory holds them."""
+    most = min(3, 1 + card.shared_memory // (block * dtype.itemsize + 2048))
     deepest = [stages for stages in (3, 2, 1) if stages <= most]
-    return tuple(
-        Configuration.of(num_warps=warps, STAGES=stages)
-        for warps in ((32, 16) if block > 16384 else (16, 32))
-        for stages in deepest
-    )
+    return tuple(Configuration.of(num_warps=warps, STAGES=stages) for warps in (32, 16) for stages in deepest)
+
+
+def default_walk(card: Card) -> Configuration:
+    return walking_tiles(card)[0]
 
 
 def walking_tiles(card: Card) -> tuple[Configuration, ...]:
@@ -208,34 +212,37 @@ def walking_tiles(card: Card) -> tuple[Configuration, ...]:
     )
 
 
-def _launch(kernel: Any, name: str, rows: Tensor, others: tuple[Tensor, ...], widest: int) -> None:
-    n_rows, n_cols = rows.shape
-    if not rows.numel():
-        return
-    walk, block = n_cols > widest, next_power_of_2(n_cols)
+def _launch(kernel: Any, rows: Tensor, row_stride: int, n_cols: int, others: tuple[Tensor, ...], widest: int) -> None:
+    backward = kernel is backward_kernel
+    name = "softmax_backward" if backward else "softmax_forward"
+    walk, block, stages = n_cols > widest, next_power_of_2(n_cols), 1
     if walk:
-        chosen = configuration(
-            name, rows.device, rows.dtype, "walk", lambda card: walking_tiles(card)[0], candidates=walking_tiles
-        )
+        chosen = configuration(name, rows.device, rows.dtype, "walk", default_walk, candidates=walking_tiles)
+        block, stages = chosen["BLOCK"], chosen["STAGES"]
     else:
-        chosen = configuration(name, rows.device, rows.dtype, str(block), partial(default_tile, block=block))
+        default = partial(default_tile, block=block, backward=backward)
+        chosen = configuration(name, rows.device, rows.dtype, str(block), default)
+    n_rows, tile = rows.numel() // n_cols, chosen["ROWS"]
     launch(
         kernel,
-        (cdiv(n_rows, chosen["ROWS"]),),
+        (cdiv(n_rows, tile),),
         rows,
         *others,
         n_rows,
         n_cols,
-        rows.stride(0),
+        row_stride,
         ACCUMULATOR=accumulator(rows.dtype),
         WALK=walk,
-        **{"BLOCK": block, "STAGES": 1, **chosen.keywords},
+        STAGES=stages,
+        ROWS=tile,
+        BLOCK=block,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
     )
 
 
-def _launch_pipelined(rows: Tensor, output: Tensor) -> None:
-    n_rows, n_cols = rows.shape
-    block = next_power_of_2(n_cols)
+def _launch_pipelined(rows: Tensor, row_stride: int, n_cols: int, output: Tensor) -> None:
+    n_rows, block = rows.numel() // n_cols, next_power_of_2(n_cols)
     candidates = partial(pipelined_tiles, block=block, dtype=rows.dtype)
     chosen = configuration(
         "softmax_forward",
@@ -246,15 +253,14 @@ def _launch_pipelined(rows: Tensor, output: Tensor) -> None:
         candidates=candidates,
     )
     # At 32 entries a thread, 1024 threads take all registers of a multiprocessor.
-    programs = max(1, 32768 // block) * card(rows.device).multiprocessors
     launch(
         pipelined_forward_kernel,
-        (min(programs, n_rows),),
+        (min(card(rows.device).multiprocessors, n_rows),),
         rows,
         output,
         n_rows,
         n_cols,
-        rows.stride(0),
+        row_stride,
         ACCUMULATOR=accumulator(rows.dtype),
         BLOCK=block,
         **chosen.keywords,
@@ -263,27 +269,31 @@ def _launch_pipelined(rows: Tensor, output: Tensor) -> None:
 
 def production_calls() -> Iterator[tuple[str, Any]]:
     for dtype in PRODUCTION_DTYPES:
-        for n_rows, n_cols in ((65536, 512), (16384, 4096), (8192, 32768), (4096, 131072)):
+        for n_rows, n_cols in ((65536, 512), (16384, 4096), (16384, 16384), (8192, 32768), (4096, 131072)):
             x = meta(n_rows, n_cols, dtype=dtype)
             yield f"softmax_forward_{dtype_name(dtype)}_{n_cols}", partial(_forward, x)
             yield f"softmax_backward_{dtype_name(dtype)}_{n_cols}", partial(_backward, x, x)
 
 
 def _forward(x: Tensor) -> Tensor:
-    output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows = contiguous_rows(x)
-    if WIDEST_ALONE < rows.shape[1] <= WIDEST_TILE and rows.numel():
-        _launch_pipelined(rows, output)
-    else:
-        _launch(forward_kernel, "softmax_forward", rows, (output,), WIDEST_TILE)
+    output = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel():
+        n_cols = x.shape[-1]
+        rows, row_stride = rows_of(x, n_cols)
+        if WIDEST_ALONE < n_cols <= WIDEST_TILE:
+            _launch_pipelined(rows, row_stride, n_cols, output)
+        else:
+            _launch(forward_kernel, rows, row_stride, n_cols, (output,), WIDEST_TILE)
     return output
 
 
 def _backward(grad: Tensor, output: Tensor) -> Tensor:
-    x_grad = torch.empty(output.shape, dtype=output.dtype, device=output.device)
-    rows = contiguous_rows(grad)
-    widest = WIDEST_BACKWARD_BYTES // rows.element_size()
-    _launch(backward_kernel, "softmax_backward", rows, (output.contiguous(), x_grad), widest)
+    x_grad = torch.empty_like(output, memory_format=torch.contiguous_format)
+    if grad.numel():
+        n_cols = grad.shape[-1]
+        rows, row_stride = rows_of(grad, n_cols)
+        widest = WIDEST_BACKWARD_BYTES // grad.dtype.itemsize
+        _launch(backward_kernel, rows, row_stride, n_cols, (output.contiguous(), x_grad), widest)
     return x_grad
 
 
