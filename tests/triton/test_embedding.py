@@ -42,15 +42,35 @@ def test_any_shape(embedding, shape):
     check_against_float64("embedding", embedding, arguments(maker(), shape, 7, 9))
 
 
-@pytest.mark.parametrize(
-    ("length", "d_model"), [(length, 300) for length in (15, 16, 17, 64, 65, 200)] + [(8, 1024), (9, 1030)], ids=str
-)
-def test_runs_around_a_tile_of_rows(embedding, length, d_model):
-    """One token many times: its run ends before, at and after the end of a tile, and before another token's."""
-    given = arguments(maker("float16"), (length + 3,), 3, d_model)
-    given["token_ids"][:length] = 1
-    given["token_ids"][length:] = 2
+@pytest.mark.parametrize("before", [0, 1, 31, 33], ids=lambda count: f"from_{count}")
+@pytest.mark.parametrize("length", [4, 31, 32, 33, 63, 64, 200])
+def test_runs_around_chunks(embedding, length, before):
+    """One token many times: its run begins and ends before, at and after the ends of chunks."""
+    given = arguments(maker("float16"), (before + length + 3,), 3, 7)
+    given["token_ids"][:before] = 0
+    given["token_ids"][before : before + length] = 1
+    given["token_ids"][before + length :] = 2
     check_against_float64("embedding", embedding, given)
+
+
+@pytest.mark.parametrize("before", [5, 1030])
+def test_a_token_tens_of_thousands_of_times(embedding, before):
+    """Chunks of chunks. Numbers that are whole in float32 make every order of additions equally right."""
+    length = 2**15 + 70
+    order = torch.randperm(before + length + 9, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([0] * before + [2] * length + [1] * 9)[order].to(DEVICE)
+    weight = torch.zeros(4, 2, device=DEVICE, requires_grad=True)
+    grad = maker().integers(len(ids), 2, low=-8, high=9).float()
+    (found,) = torch.autograd.grad(embedding(ids, weight), weight, grad)
+    assert torch.equal(found, torch.zeros_like(weight).index_add(0, ids, grad))
+
+
+def test_a_text_gives_the_same_bits_twice(embedding):
+    """Tokens as often as in a text, in the order of a text: sums that round, every time in the same way."""
+    generator = torch.Generator().manual_seed(0)
+    ids = (50 ** torch.rand(3000, generator=generator) - 1).long().to(DEVICE)
+    assert ids.bincount().max() > 500
+    check_against_float64("embedding", embedding, {"token_ids": ids, "weight": maker("float16").normal(50, 5)})
 
 
 def test_rows_without_a_token_have_gradient_zero(embedding):
