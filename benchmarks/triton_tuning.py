@@ -172,7 +172,7 @@ def time_all(the_card: Any, call: Callable[[], object], key: Any, candidates: An
         with configurations.experiment({key: candidate}):
             launches = configured_by(key, candidate, launches_on(the_card, call))
         prepared = [
-            (launch, tuple(filled(key[0], a, place, tensors) for place, a in enumerate(launch.arguments)))
+            (launch, tuple(filled(key[0], launch, place, tensors) for place in range(len(launch.arguments))))
             for launch in launches
         ]
 
@@ -190,17 +190,23 @@ def time_all(the_card: Any, call: Callable[[], object], key: Any, candidates: An
     return timed
 
 
-def filled(kernel: str, argument: Any, place: int, tensors: dict[Any, Any]) -> Any:
+def filled(kernel: str, launch: Any, place: int, tensors: dict[Any, Any]) -> Any:
     """A tensor on the card in place of a meta tensor: normal numbers, or ones, which are valid as ids and as masks.
 
-    The embedding's time depends on how often each token occurs: its integers are as often what tokens of a text are.
+    The embedding's time depends on how often each token occurs: its ids are as often what tokens of a text are, and
+    they stand in any order.
 
     Candidates share the tensors of equal places and shapes: filling gigabytes would take longer than timing.
     """
+    argument = launch.arguments[place]
+    if hasattr(argument, "block_shape"):
+        return dataclasses.replace(argument, base=made(kernel, launch, place, argument.base, tensors))
+    return made(kernel, launch, place, argument, tensors)
+
+
+def made(kernel: str, launch: Any, place: int, argument: Any, tensors: dict[Any, Any]) -> Any:
     import torch
 
-    if hasattr(argument, "block_shape"):
-        return dataclasses.replace(argument, base=filled(kernel, argument.base, place, tensors))
     if not isinstance(argument, torch.Tensor):
         return argument
     key = (place, argument.size(), argument.stride(), argument.dtype)
@@ -209,11 +215,24 @@ def filled(kernel: str, argument: Any, place: int, tensors: dict[Any, Any]) -> A
         if tensor.is_floating_point():
             tensor.normal_()
         elif kernel.startswith("embedding"):
-            tensor.copy_(sorted_ids(tensor.numel()))
+            named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+            n_tokens = named["order_pointer"].numel() if "order_pointer" in named else 0
+            tensor.copy_(embedding_integers(launch.kernel.arg_names[place], tensor.numel(), n_tokens))
         else:
             tensor.fill_(1)
         tensors[key] = tensor
     return tensors[key]
+
+
+def embedding_integers(name: str, count: int, n_tokens: int) -> Any:
+    """What the embedding's kernels find under this name, `count` numbers for `n_tokens` tokens of a text."""
+    import torch
+
+    if name == "order_pointer":
+        return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    if name == "first_pointer":
+        return torch.searchsorted(sorted_ids(n_tokens), torch.arange(count))
+    return sorted_ids(count)
 
 
 def sorted_ids(count: int) -> Any:

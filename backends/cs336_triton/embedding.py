@@ -198,10 +198,11 @@ def default_forward(card: Card) -> Configuration:
 
 
 def default_backward(card: Card, *, block: int) -> Configuration:
-    """A row in one program, 16 entries a thread: most tokens occur once or not at all, and what counts is how many
-    programs fit. 32768 distinct tokens of 4096 features took 141 us so on an H200, 158 us in tiles of 1024; tiles of
-    several rows, most of whose warps have nothing to read, took up to 4.8 ms."""
-    return Configuration.of(num_warps=max(1, min(block, 4096) // 512), WIDTH=4096, UNROLL=4)
+    """A row in one program, 16 entries a thread, and no more than two rows read at once: most tokens occur once or not
+    at all, and what counts is how many programs fit a multiprocessor, 6 of 4096 bfloat16 entries. 32768 distinct tokens
+    took 141 us so on an H200, 158 us in tiles of 1024; tiles of several rows, most of whose warps have nothing to read,
+    took up to 4.8 ms."""
+    return Configuration.of(num_warps=max(1, min(block, 4096) // 512), WIDTH=4096, UNROLL=2)
 
 
 def backward_candidates(card: Card, *, block: int) -> tuple[Configuration, ...]:
@@ -209,7 +210,7 @@ def backward_candidates(card: Card, *, block: int) -> tuple[Configuration, ...]:
         Configuration.of(num_warps=max(1, min(block, width) // entries), WIDTH=width, UNROLL=unroll)
         for width in (4096, 1024)
         for entries in (512, 1024, 256)
-        for unroll in (4, 2, 8)
+        for unroll in (2, 1, 4)
     )
 
 

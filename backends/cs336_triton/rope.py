@@ -257,24 +257,29 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """(q turned, k turned); without k the second is empty. q and k differ at most in heads."""
     q_output = _like(q)
-    k_output = q.new_empty(0) if k is None else _like(k)
+    k_output = torch.empty(0, dtype=q.dtype, device=q.device) if k is None else _like(k)
     if not (q_output.numel() or k_output.numel()):
         return q_output, k_output
     q_view, q_output_view = _batch_heads(q), _batch_heads(q_output)
     k_view, k_output_view = (q_view, q_output_view) if k is None else (_batch_heads(k), _batch_heads(k_output))
-    q_heads, k_heads = q_view.shape[1], 0 if k is None else k_view.shape[1]
-    batch, _, n_positions, d_head = q_view.shape
+    batch, q_heads, n_positions, d_head = q_view.shape
+    k_heads = 0 if k is None else k_view.shape[1]
+    q_batch, q_head, q_position, _ = q_view.stride()
+    k_batch, k_head, k_position, _ = k_view.stride()
+    q_output_batch, q_output_head, q_output_position, _ = q_output_view.stride()
+    k_output_batch, k_output_head, k_output_position, _ = k_output_view.stride()
     cos, sin = _unit_stride(cos), _unit_stride(sin)
-    positions = cos.unsqueeze(0) if token_positions is None else _batch_head_positions(token_positions, q)
+    positions, position_strides, by_head = cos, (0, 0, 0), False
+    if token_positions is not None:
+        positions = _batch_head_positions(token_positions, q)
+        position_strides, by_head = positions.stride(), positions.shape[1] > 1
     pairs = next_power_of_2(d_head // 2)
     chosen = configuration("rope", q.device, q.dtype, f"d{2 * pairs}", default_tile)
+    heads = chosen["HEADS"]
     tile = power_of_two_up_to(max(chosen["ENTRIES"] // (2 * pairs), 1), n_positions)
     launch(
         rotation_kernel,
-        (
-            cdiv(n_positions, tile) * batch,
-            cdiv(q_heads, chosen["HEADS"]) + cdiv(k_heads, chosen["HEADS"]),
-        ),
+        (cdiv(n_positions, tile) * batch, cdiv(q_heads, heads) + cdiv(k_heads, heads)),
         q_view,
         k_view,
         q_output_view,
@@ -287,18 +292,26 @@ def rotate(
         cos.shape[0],
         q_heads,
         k_heads,
-        *q_view.stride()[:3],
-        *k_view.stride()[:3],
-        *q_output_view.stride()[:3],
-        *k_output_view.stride()[:3],
+        q_batch,
+        q_head,
+        q_position,
+        k_batch,
+        k_head,
+        k_position,
+        q_output_batch,
+        q_output_head,
+        q_output_position,
+        k_output_batch,
+        k_output_head,
+        k_output_position,
         cos.stride(0),
         sin.stride(0),
-        *positions.stride(),
+        *position_strides,
         ACCUMULATOR=accumulator(q.dtype),
         BACKWARD=backward,
         GIVEN_POSITIONS=token_positions is not None,
-        BY_HEAD=token_positions is not None and positions.shape[1] > 1,
-        HEADS=chosen["HEADS"],
+        BY_HEAD=by_head,
+        HEADS=heads,
         POSITIONS=tile,
         PAIRS=pairs,
         num_warps=chosen.num_warps,
@@ -325,6 +338,8 @@ def _unit_stride(x: Tensor) -> Tensor:
 def _batch_heads(x: Tensor) -> Tensor:
     """x as (B, H, S, D) with unit stride along D: a view, unless D is strided or more dimensions don't fold."""
     x = _unit_stride(x)
+    if x.ndim == 4:
+        return x
     if x.ndim > 4:
         return x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
     while x.ndim < 4:

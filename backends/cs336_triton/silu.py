@@ -73,13 +73,13 @@ def production_calls() -> Iterator[tuple[str, Any]]:
 
 
 def _forward(x: Tensor) -> Tensor:
-    output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    output = torch.empty_like(x, memory_format=torch.contiguous_format)
     launch_elementwise(forward_kernel, "silu_forward", (x,), (output,))
     return output
 
 
 def _backward(grad: Tensor, x: Tensor) -> Tensor:
-    x_grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x_grad = torch.empty_like(x, memory_format=torch.contiguous_format)
     launch_elementwise(backward_kernel, "silu_backward", (grad, x), (x_grad,))
     return x_grad
 

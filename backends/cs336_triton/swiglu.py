@@ -101,17 +101,20 @@ def backward_kernel(
 def launch_elementwise(kernel: Any, name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
     """Run an elementwise kernel with the parameters (inputs, outputs, n_rows, n_cols, input strides); outputs are
     contiguous, inputs any views of the same shape."""
-    n_entries = outputs[0].numel()
-    if all(tensor.is_contiguous() for tensor in inputs):
-        n_rows, n_cols, strides = 1, n_entries, (n_entries,) * len(inputs)
+    output = outputs[0]
+    n_entries, device, dtype = output.numel(), output.device, output.dtype
+    for tensor in inputs:
+        if not tensor.is_contiguous():
+            inputs = tuple([contiguous_rows(tensor) for tensor in inputs])
+            n_rows, n_cols = inputs[0].shape
+            strides = [tensor.stride(0) for tensor in inputs]
+            break
     else:
-        inputs = tuple(contiguous_rows(tensor) for tensor in inputs)
-        n_rows, n_cols = inputs[0].shape
-        strides = tuple(tensor.stride(0) for tensor in inputs)
-    device, dtype = outputs[0].device, outputs[0].dtype
+        n_rows, n_cols, strides = 1, n_entries, (n_entries,) * len(inputs)
     chosen = configuration(name, device, dtype, "any", default_tile)
-    block = power_of_two_up_to(chosen["ENTRIES"], n_cols)
-    rows = power_of_two_up_to(chosen["ENTRIES"] // block, n_rows)
+    entries = chosen["ENTRIES"]
+    block = power_of_two_up_to(entries, n_cols)
+    rows = 1 if n_rows == 1 else power_of_two_up_to(entries // block, n_rows)
     launch(
         kernel,
         (cdiv(n_rows, rows) * cdiv(n_cols, block) if n_entries else 0,),
@@ -143,7 +146,7 @@ def production_calls() -> Iterator[tuple[str, Any]]:
 
 
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
-    output = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    output = torch.empty_like(gate, memory_format=torch.contiguous_format)
     launch_elementwise(forward_kernel, "swiglu_forward", (gate, up), (output,))
     return output
 
@@ -153,8 +156,8 @@ def _fake_forward(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    gate_grad = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    up_grad = torch.empty(up.shape, dtype=up.dtype, device=up.device)
+    gate_grad = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    up_grad = torch.empty_like(gate_grad)
     launch_elementwise(backward_kernel, "swiglu_backward", (grad, gate, up), (gate_grad, up_grad))
     return gate_grad, up_grad
 
