@@ -522,7 +522,7 @@ def query_gradient(
     chosen: Configuration,
 ) -> None:
     batch, heads, queries, _ = q.shape
-    keywords = chosen.keywords
+    keywords = dict(chosen.keywords)
     tile = keywords.pop("BLOCK_N")
     launch(
         attention_query_gradient_hopper,
@@ -550,7 +550,7 @@ def key_gradient(
     chosen: Configuration,
 ) -> None:
     batch, kv_heads, keys, _ = k.shape
-    keywords = chosen.keywords
+    keywords = dict(chosen.keywords)
     tile = keywords.pop("BLOCK_M")
     launch(
         attention_key_gradient_hopper,
