@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from cs336_registry.components.attention import check
 
-from . import attention_hopper, attention_hopper_backward
+from . import attention_hopper
 from . import attention_kernels as kernels
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator
@@ -29,9 +28,11 @@ from .runtime import (
     accumulator_dtype,
     allow_scratch_memory,
     card,
+    cdiv,
     dtype_name,
     launch,
     meta,
+    next_power_of_2,
 )
 
 LARGEST_HEAD = 256
@@ -70,7 +71,7 @@ def attention(
         document_ids = document_ids.expand(*batch, -1).reshape(-1, q.shape[-2])
     q, k, v = _four_dimensional(q), _four_dimensional(k), _four_dimensional(v)
     output, _, _ = attention_forward(q, k, v, mask, document_ids, is_causal, scale)
-    return output.reshape(shape)
+    return output if output.ndim == len(shape) else output.reshape(shape)
 
 
 class FlashAttention2(torch.autograd.Function):
@@ -137,14 +138,14 @@ def forward(
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = _readable(q), _readable(k), _readable(v)
-    if attention_hopper.serves(q, k, v, mask, document_ids, scale) and attention_hopper.describable(output):
+    if mask is None and document_ids is None and attention_hopper.serves(q, k, v, scale):
         attention_hopper.forward(q, k, v, output, lse, is_causal, scale)
         return output, lse, statistics
     masks, mask_strides = _mask_arguments(mask, document_ids, q.dtype)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
 
     def run(chosen: Configuration) -> None:
-        blocks = triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads
+        blocks = cdiv(queries, chosen["BLOCK_M"]) * batch * heads
         launch(
             kernels.attention_forward_kernel,
             (min(blocks, card(q.device).multiprocessors) if chosen["PERSISTENT"] else blocks,),
@@ -180,13 +181,12 @@ def backward(
     batch, heads, queries, _ = q.shape
     kv_heads, keys = k.shape[1:3]
     grad, q, k, v, output = (_readable(x) for x in (grad, q, k, v, output))
-    if mask is None and document_ids is None:
+    if mask is None and document_ids is None and attention_hopper.serves_backward(grad, q, k, v):
         written = (grad_q, grad_k, grad_v)
-        if attention_hopper_backward.serves(q, k, v, (grad, *written), card(q.device)):
-            attention_hopper_backward.backward(
-                grad, q, k, v, output, lse, *written, is_causal, scale, want_q=want_q, want_kv=want_kv
-            )
-            return _exact_gradients(grad_q, grad_k, grad_v, keys)
+        attention_hopper.backward(
+            grad, q, k, v, output, lse, *written, is_causal, scale, want_q=want_q, want_kv=want_kv
+        )
+        return _exact_gradients(*written, keys)
     delta = torch.empty_like(lse)
     masks, mask_strides = _mask_arguments(mask, document_ids, q.dtype)
     constants = _constants(q, k, v, mask, document_ids, is_causal)
@@ -196,7 +196,7 @@ def backward(
     def run_delta(chosen: Configuration) -> None:
         launch(
             kernels.attention_delta_kernel,
-            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            (cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
             *(output, grad, delta, *output.stride()[:3], *grad.stride()[:3], heads, queries),
             **{name: constants[name] for name in ("VALUE_D", "BLOCK_V", "ACCUMULATOR")},
             **chosen.keywords,
@@ -205,7 +205,7 @@ def backward(
     def run_queries(chosen: Configuration) -> None:
         launch(
             kernels.attention_query_gradient_kernel,
-            (triton.cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
+            (cdiv(queries, chosen["BLOCK_M"]) * batch * heads,),
             *(q, k, v, grad, lse, statistics, delta, grad_q, *masks),
             *(*strides, *grad_q.stride()[:3], *mask_strides, heads, queries, keys, scale, factor),
             **constants,
@@ -215,7 +215,7 @@ def backward(
     def run_keys(chosen: Configuration) -> None:
         launch(
             kernels.attention_key_gradient_kernel,
-            (triton.cdiv(keys, chosen["BLOCK_N"]) * batch * kv_heads,),
+            (cdiv(keys, chosen["BLOCK_N"]) * batch * kv_heads,),
             *(q, k, v, grad, lse, statistics, delta, grad_k, grad_v, *masks),
             *(*strides, *grad_k.stride()[:3], *grad_v.stride()[:3], *mask_strides),
             *(kv_heads, queries, keys, scale, factor),
@@ -298,7 +298,7 @@ def _constants(
 
 def _padded(width: int) -> int:
     """Tensor cores multiply at least 16 columns, and tiles are powers of two."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, next_power_of_2(width))
 
 
 def _four_dimensional(x: Tensor) -> Tensor:
@@ -371,9 +371,11 @@ def _empty_output(q: Tensor, v: Tensor) -> Tensor:
 
 def _empty_statistics(q: Tensor) -> tuple[Tensor, Tensor]:
     """The LSE (batch, heads, queries), and its two parts beside each other, (0, 2) where half precision needs none."""
-    options = {"dtype": accumulator_dtype(q.dtype), "device": q.device}
-    parts = (*q.shape[:3], 2) if q.dtype.itemsize > 2 else (0, 2)
-    return torch.empty(q.shape[:3], **options), torch.empty(parts, **options)
+    dtype = accumulator_dtype(q.dtype)
+    lse = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
+    if q.dtype.itemsize <= 2:
+        return lse, q.new_empty((0, 2), dtype=dtype)
+    return lse, torch.empty((*q.shape[:3], 2), dtype=dtype, device=q.device)
 
 
 def _choose(

@@ -245,15 +245,8 @@ def launch(
 
 
 def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keywords: dict[str, Any], device: int) -> None:
-    """Launch what was compiled for arguments of this kind; Triton itself takes twice the time to find it.
-
-    Triton compiles for the dtype and the alignment of tensors and for properties of integers: the key holds the
-    integers themselves. Floats are never specialised on. Other kinds of argument (descriptors) are left to Triton.
-    """
-    kinds = [
-        a if type(a) is int else float if type(a) is float else _tensor_kind(a) if isinstance(a, Tensor) else a
-        for a in arguments
-    ]
+    """Launch what was compiled for arguments of this kind; Triton itself takes twice the time to find it."""
+    kinds = [a if type(a) is int else float if type(a) is float else _kind(a) for a in arguments]
     key = (id(kernel), device, *keywords.values(), *kinds)
     found = _compiled.get(key)
     if found is not None:
@@ -261,14 +254,22 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keyword
         compiled[(*grid, 1, 1)[:3]](*arguments, *constants)
         return
     compiled = kernel[grid](*arguments, **keywords)
-    if all(a is None or isinstance(a, (Tensor, int, float)) for a in arguments):
-        if len(_compiled) >= MOST_COMPILED:
-            _compiled.clear()
-        _compiled[key] = compiled, tuple(keywords[name] for name in kernel.arg_names[len(arguments) :])
+    if len(_compiled) >= MOST_COMPILED:
+        _compiled.clear()
+    _compiled[key] = compiled, tuple(keywords[name] for name in kernel.arg_names[len(arguments) :])
 
 
-def _tensor_kind(tensor: Tensor) -> tuple[torch.dtype, bool]:
-    return tensor.dtype, tensor.data_ptr() % 16 == 0
+def _kind(argument: Any) -> Any:
+    """What Triton compiles for: the dtype and the alignment of a tensor, the dtype and the tiles of a descriptor.
+
+    Integers, which it compiles for some properties of, are taken as they are; floats are never specialised on. A
+    descriptor's layout follows from its dtype and tiles in this backend.
+    """
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if hasattr(argument, "block_shape"):
+        return argument.base.dtype, *argument.block_shape
+    return argument
 
 
 MOST_COMPILED = 10_000

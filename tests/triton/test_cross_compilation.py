@@ -22,8 +22,7 @@ SPILLS = {
     ("attention_query_gradient_kernel", "float32_d128"): 256,
     ("attention_query_gradient_kernel", "bfloat16_d256"): 8,
     ("attention_key_gradient_kernel", "bfloat16_d128_grouped"): 32,
-    ("attention_key_gradient_hopper", "d128"): 8,
-    ("attention_query_gradient_hopper", "d128"): 8,
+    ("attention_key_gradient_hopper_kernel", "d128"): 8,
     ("backward_kernel", "rmsnorm_backward_bfloat16_16384"): 64,
     ("backward_kernel", "rmsnorm_backward_float16_16384"): 64,
     ("backward_kernel", "rmsnorm_backward_float32_16384"): 64,
@@ -34,9 +33,9 @@ SPILLS = {
 }
 """Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
 registers: at 128 features the dQ kernel keeps two tiles there, and no tile size avoids a small spill. The next two are
-Triton 3.6's alone. Hopper's own kernels spill one scalar, outside their loops. A row of 16384 fills the registers (with
-add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax; spilling a little of it is cheaper
-than reading it twice."""
+Triton 3.6's alone. Hopper's own kernel of dK and dV spills one scalar, outside its loop. A row of 16384 fills the
+registers (with add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax; spilling a little
+of it is cheaper than reading it twice."""
 
 
 @pytest.fixture(scope="module")
