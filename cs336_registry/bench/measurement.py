@@ -53,7 +53,8 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
     with torch.cuda.graph(graph, stream=stream):
         result = call()
 
-    def replay() -> Any:
+    def replay(inputs: Any = call) -> Any:
+        # The graph reads the memory of what `call` refers to, which must live as long.
         graph.replay()
         return result
 
