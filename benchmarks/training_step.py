@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from cs336_registry.bench import roofline, rows
-from cs336_registry.bench.measurement import calls_for, captured, seconds_per_call
+from cs336_registry.bench.measurement import calls_for, seconds_per_call
 from cs336_registry.bench.worker import peak_memory, versions
+from cs336_registry.cuda_graph import captured
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(vocab_size=512, context_length=64, d_model=64, num_layers=2, num_heads=4, d_ff=192),

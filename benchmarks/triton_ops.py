@@ -377,10 +377,10 @@ def as_graph(call: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
     """The call to time, and how it is timed: "graph", or "calls" where it can't be captured."""
     import torch
 
-    from cs336_registry.bench import measurement
+    from cs336_registry.cuda_graph import captured
 
     try:
-        return measurement.captured(call), "graph"
+        return captured(call), "graph"
     except RuntimeError as error:
         torch.cuda.synchronize()
         print(f"  not captured: {error}".splitlines()[0][:200], flush=True)

@@ -33,34 +33,6 @@ def calls_for(call: Callable[[], Any], device: str, *, budget: float) -> int:
     return max(1, min(10_000, int(budget / max(seconds_per_call(call, 1, device), 1e-7))))
 
 
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """`call` as a CUDA graph: what it does on the card is replayed, and its result lies in the graph's memory.
-
-    Whatever `call` runs backward must have been run forward on the stream that is current here, if that is not the
-    default stream. Raises RuntimeError where `call` can't be captured, say because it waits for the card.
-    """
-    import torch
-
-    stream = torch.cuda.current_stream()
-    if stream == torch.cuda.default_stream():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = call()
-
-    def replay(inputs: Any = call) -> Any:
-        # The graph reads the memory of what `call` refers to, which must live as long.
-        graph.replay()
-        return result
-
-    return replay
-
-
 def host_seconds(call: Callable[[], Any], calls: int = 20) -> float:
     """Seconds that Python and the libraries take to put one call's work before the card, which is not waited for."""
     import torch

@@ -147,6 +147,8 @@ class TrainingConfiguration:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: weights stay float32, matrix products run in bfloat16 (autocast)."""
     compile: bool = False
+    cuda_graph: bool = False
+    """Capture the forward and backward passes once and replay them: for models so small that a GPU waits for Python."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -158,6 +160,11 @@ class TrainingConfiguration:
             return (
                 f"batch_size = {self.batch_size} can't be divided by gradient_accumulation = "
                 f"{self.gradient_accumulation}: choose a divisor"
+            )
+        if self.cuda_graph and (self.gradient_accumulation > 1 or self.device == "cpu"):
+            return (
+                f"cuda_graph = true replays a whole batch on a GPU, but gradient_accumulation = "
+                f"{self.gradient_accumulation} and device = {self.device!r}: set cuda_graph = false"
             )
         return None
 

@@ -54,10 +54,13 @@ def build(configuration: Configuration, transformer_lm: Callable[..., Any], devi
 
 
 def recomputing(model: nn.Module, configuration: Configuration) -> nn.Module:
-    """The model, whose blocks recompute their activations in the backward pass where the configuration says so."""
+    """The model, whose blocks recompute their activations in the backward pass where the configuration says so.
+
+    Nothing in a block is random, so there is no state of a generator to keep.
+    """
     if configuration.training.activation_checkpointing:
         for layer in model.get_submodule("layers").children():
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     return model
 
 

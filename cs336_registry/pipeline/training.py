@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..cuda_graph import CapturedPass
 from . import accounting, generation, model, parallel, process_group, run_data, sinks
 from .checkpoints import Checkpoints, State
 from .configuration import Configuration
@@ -123,6 +124,10 @@ class Trainer:
         self.parallel = Parallel(
             model.recomputing(self.model, configuration), configuration, self.components, self.strategy, group
         )
+        self.captured: CapturedPass | None = None
+        if training.cuda_graph:
+            self._check_graph()
+            self.captured = CapturedPass(self._loss, [part.parameter for part in self.parallel.parts])
         self.sampler = Sampler(
             self.components["get_batch"],
             data.train.ids,
@@ -182,21 +187,37 @@ class Trainer:
         for parameters in self.parallel.optimizer.param_groups:
             parameters["lr"] = lr
         inputs, targets = (self._own_rows(rows) for rows in self.sampler.batch())
-        parts = training.gradient_accumulation
-        loss = torch.zeros((), device=self.device)
-        for part in range(parts):
-            part_inputs, part_targets = inputs.chunk(parts)[part], targets.chunk(parts)[part]
-            with self.parallel.accumulating(last=part == parts - 1):
-                with self._autocast():
-                    logits = self.parallel.forward(part_inputs)
-                    part_loss = self.components["cross_entropy"](logits, part_targets) / parts
-                part_loss.backward()
-            loss += part_loss.detach()
-            self.parallel.finish_gradients()
+        if self.captured is not None:
+            loss = self.captured(inputs, targets)
+        else:
+            loss = self._differentiate(inputs, targets, training.gradient_accumulation)
         norm = self.parallel.clip(math.inf if clip is None else clip)
         self.parallel.step()
         self.step += 1
         self._pending.append((self.step, lr, loss, norm))
+
+    def _differentiate(self, inputs: torch.Tensor, targets: torch.Tensor, parts: int) -> torch.Tensor:
+        """The batch's loss, after its backward pass, in `parts`."""
+        loss = torch.zeros((), device=self.device)
+        for part in range(parts):
+            part_inputs, part_targets = inputs.chunk(parts)[part], targets.chunk(parts)[part]
+            with self.parallel.accumulating(last=part == parts - 1):
+                part_loss = self._loss(part_inputs, part_targets) / parts
+                part_loss.backward()
+            loss += part_loss.detach()
+            self.parallel.finish_gradients()
+        return loss
+
+    def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            return self.components["cross_entropy"](self.parallel.forward(inputs), targets)
+
+    def _check_graph(self) -> None:
+        if self.device != "cuda" or not self.group.alone:
+            where = f"{self.group.world_size} processes" if not self.group.alone else f"device {self.device!r}"
+            raise RunError(
+                f"training.cuda_graph = true needs one process with a GPU, and this is {where}: set it to false"
+            )
 
     def _own_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """This process's rows of what all have drawn, so that the batches are those of one process."""

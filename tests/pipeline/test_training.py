@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cs336_registry import cuda_graph
 from cs336_registry.pipeline import model, training
 from cs336_registry.pipeline.checkpoints import Checkpoints
 from cs336_registry.pipeline.errors import MismatchError, RunError
@@ -159,6 +160,55 @@ def test_ways_of_computing_agree(finished, tiny, tmp_path, settings, tolerance):
     run(tiny(*settings), tmp_path / "run")
     assert np.abs(np.subtract(losses(tmp_path / "run"), losses(out))).max() <= tolerance
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "run").values())
+
+
+def test_a_cuda_graph_needs_a_gpu(tiny, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(RunError, match=r"cuda_graph = true needs one process with a GPU, and this is device 'cpu'"):
+        run(tiny("training.device=auto", "training.cuda_graph=true"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"cuda_graph = true replays a whole batch .* set cuda_graph = false"):
+        tiny("training.device=auto", "training.cuda_graph=true", "training.gradient_accumulation=2")
+
+
+def test_a_captured_pass_reads_every_batch_and_leaves_its_gradients(monkeypatch):
+    """With a graph that is none: it computes again, into the memory that the first pass wrote to."""
+    layer = torch.nn.Linear(3, 1, bias=False)
+
+    def captured(call):
+        memory = [call(), layer.weight.grad]
+
+        def replay():
+            for kept, new in zip(memory, (call(), layer.weight.grad), strict=True):
+                kept.copy_(new)
+            return memory[0]
+
+        return replay
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    replayed = cuda_graph.CapturedPass(lambda x, y: torch.nn.functional.mse_loss(layer(x), y), [layer.weight])
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x, y = torch.randn(4, 3), torch.randn(4, 1)
+        found.append(replayed(x, y))
+        gradient = layer.weight.grad.clone()
+        layer.weight.grad = None
+        expected = torch.nn.functional.mse_loss(layer(x), y)
+        (expected_gradient,) = torch.autograd.grad(expected, layer.weight)
+        assert torch.equal(found[-1], expected) and torch.equal(gradient, expected_gradient)
+    assert len({float(loss) for loss in found}) == 3
+
+
+@pytest.mark.parametrize("setting", ["precision=float32", "precision=bfloat16", "activation_checkpointing=true"])
+def test_a_cuda_graph_trains_as_well(tiny, tmp_path, setting):
+    if not torch.cuda.is_available():
+        pytest.skip("CUDA graphs need a GPU: nothing of theirs is proven here")
+    settings = ("training.device=cuda", f"training.{setting}", "backend=triton")
+    for name, graph in (("eager", "false"), ("graph", "true"), ("again", "true")):
+        run(tiny(*settings, f"training.cuda_graph={graph}"), tmp_path / name)
+    assert losses(tmp_path / "graph") == losses(tmp_path / "again")
+    np.testing.assert_allclose(losses(tmp_path / "graph"), losses(tmp_path / "eager"), rtol=1e-3)
 
 
 @pytest.mark.parametrize("setting", ["norm=none", "norm=post", "position=none", "ffn=silu", "num_kv_heads=1"])
