@@ -543,6 +543,7 @@ def production_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         for masking in ("mask", "documents"):
             call = partial(_forward_backward, 2, 16, 16, 4096, d, torch.bfloat16, masking == "documents", masking)
             yield f"bfloat16_d{d}_{masking}", call
+    yield "bfloat16_d64_short", partial(_forward_backward, 16, 12, 12, 1024, 64, torch.bfloat16, True)
     yield "bfloat16_d64_mask_odd", partial(_forward_backward, 2, 16, 16, 4001, 64, torch.bfloat16, False, "mask")
     for d in (32, 80, 256):
         yield f"bfloat16_d{d}_causal", partial(_forward_backward, 2, 8, 8, 4096, d, torch.bfloat16, True)

@@ -42,6 +42,8 @@ def main(capability: int, share: int, shares: int, *calls: str) -> None:
                     "registers": artifact.registers,
                     "local_memory": artifact.local_memory,
                     "tensor_cores": artifact.tensor_cores,
+                    "warp_roles": "setmaxnreg.inc" in artifact.ptx and "setmaxnreg.dec" in artifact.ptx,
+                    "copy_engine": "cp.async.bulk.tensor" in artifact.ptx,
                 }
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {str(error)[:500]}"
@@ -83,8 +85,6 @@ def _identity(launch) -> tuple:
         if hasattr(argument, "dtype")
         else (type(argument).__name__, argument % 16 == 0, argument == 1, argument >= 2**31)
         if isinstance(argument, int)
-        else (str(argument.base.dtype), tuple(argument.block_shape))
-        if hasattr(argument, "block_shape")
         else type(argument).__name__
         for argument in launch.arguments
     )

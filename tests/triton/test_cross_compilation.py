@@ -102,6 +102,10 @@ def test_hopper(compiled):
     assert len(attention) >= 20
     without = [row for row in attention if row["tensor_cores"] != "wgmma"]
     assert not without, f"bfloat16 attention without Hopper's warpgroup products: {without}"
+    written_for_it = [row for row in compiled if "hopper_kernel" in row["kernel"]]
+    assert len({row["kernel"] for row in written_for_it}) == 3 and len(written_for_it) >= 20
+    without = [row for row in written_for_it if not (row["warp_roles"] and row["copy_engine"])]
+    assert not without, f"without registers handed over, or without the copy engine: {without}"
 
 
 @pytest.mark.slow
