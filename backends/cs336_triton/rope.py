@@ -260,14 +260,15 @@ def rotate(
     k_output = torch.empty(0, dtype=q.dtype, device=q.device) if k is None else _like(k)
     if not (q_output.numel() or k_output.numel()):
         return q_output, k_output
-    q_view, q_output_view = _batch_heads(q), _batch_heads(q_output)
-    k_view, k_output_view = (q_view, q_output_view) if k is None else (_batch_heads(k), _batch_heads(k_output))
+    q_view, (q_batch, q_head, q_position, _) = _batch_heads(q)
+    q_output_view, (q_output_batch, q_output_head, q_output_position, _) = _batch_heads(q_output)
+    k_view, k_output_view, k_heads = q_view, q_output_view, 0
+    k_batch = k_head = k_position = k_output_batch = k_output_head = k_output_position = 0
+    if k is not None:
+        k_view, (k_batch, k_head, k_position, _) = _batch_heads(k)
+        k_output_view, (k_output_batch, k_output_head, k_output_position, _) = _batch_heads(k_output)
+        k_heads = k_view.shape[1]
     batch, q_heads, n_positions, d_head = q_view.shape
-    k_heads = 0 if k is None else k_view.shape[1]
-    q_batch, q_head, q_position, _ = q_view.stride()
-    k_batch, k_head, k_position, _ = k_view.stride()
-    q_output_batch, q_output_head, q_output_position, _ = q_output_view.stride()
-    k_output_batch, k_output_head, k_output_position, _ = k_output_view.stride()
     cos, sin = _unit_stride(cos), _unit_stride(sin)
     positions, position_strides, by_head = cos, (0, 0, 0), False
     if token_positions is not None:
@@ -327,24 +328,29 @@ def default_tile(card: Card) -> Configuration:
 
 def _like(x: Tensor) -> Tensor:
     """Uninitialised memory for a result: in the order of x where that has unit stride along D and nothing is folded."""
-    empty = torch.empty_like(x) if x.ndim <= 4 else x.new_empty(x.shape)
-    return empty if empty.stride(-1) == 1 else x.new_empty(x.shape)
+    if x.ndim <= 4:
+        empty = torch.empty_like(x)
+        if empty.stride()[-1] == 1:
+            return empty
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return x if x.is_contiguous() or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-def _batch_heads(x: Tensor) -> Tensor:
-    """x as (B, H, S, D) with unit stride along D: a view, unless D is strided or more dimensions don't fold."""
+def _batch_heads(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """x as (B, H, S, D) with unit stride along D, and its strides: a view, unless D is strided or more dimensions don't
+    fold."""
+    strides = x.stride()
+    if len(strides) == 4 and strides[3] == 1:
+        return x, strides
     x = _unit_stride(x)
-    if x.ndim == 4:
-        return x
     if x.ndim > 4:
-        return x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
+        x = x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
     while x.ndim < 4:
         x = x.unsqueeze(0)
-    return x
+    return x, x.stride()
 
 
 def _batch_head_positions(token_positions: Tensor, x: Tensor) -> Tensor:

@@ -41,26 +41,24 @@ def rope(
 def check(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, token_positions: Tensor | None) -> None:
     """Refuse arguments outside the contract; every backend calls this, so every backend says the same."""
     require_floating("rope", q=q, cos=cos, sin=sin)
-    if q.ndim < 2 or q.shape[-1] % 2:
-        raise ValueError(f"rope: q has shape {tuple(q.shape)}: it must be (..., seq, d_head) with an even d_head")
-    if cos.shape != sin.shape or cos.ndim != 2 or cos.shape[1] != q.shape[-1] // 2:
+    shape, tables = q.shape, cos.shape
+    if len(shape) < 2 or shape[-1] % 2:
+        raise ValueError(f"rope: q has shape {tuple(shape)}: it must be (..., seq, d_head) with an even d_head")
+    if tables != sin.shape or len(tables) != 2 or tables[1] != shape[-1] // 2:
         raise ValueError(
-            f"rope: cos and sin have shapes {tuple(cos.shape)} and {tuple(sin.shape)} but q has d_head {q.shape[-1]}: "
-            f"both "
-            f"must be (max_seq_len, {q.shape[-1] // 2})"
+            f"rope: cos and sin have shapes {tuple(tables)} and {tuple(sin.shape)} but q has d_head {shape[-1]}: both "
+            f"must be (max_seq_len, {shape[-1] // 2})"
         )
     if k is not None:
         require_floating("rope", k=k)
-        if k.ndim < 2 or k.shape[-2:] != q.shape[-2:]:
+        if k.ndim < 2 or k.shape[-2:] != shape[-2:]:
             raise ValueError(
-                f"rope: k has shape {tuple(k.shape)} but q has shape {tuple(q.shape)}: their last two dimensions must "
+                f"rope: k has shape {tuple(k.shape)} but q has shape {tuple(shape)}: their last two dimensions must "
                 f"agree"
             )
     if token_positions is None:
-        if q.shape[-2] > cos.shape[0]:
-            raise ValueError(
-                f"rope: a sequence of {q.shape[-2]} is longer than the tables: max_seq_len is {cos.shape[0]}"
-            )
+        if shape[-2] > tables[0]:
+            raise ValueError(f"rope: a sequence of {shape[-2]} is longer than the tables: max_seq_len is {tables[0]}")
         return
     require_integer("rope", token_positions=token_positions)
     for x in (q, k):
