@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 15
 LONGEST = 1.0
 """Seconds of timing after which a contender gets no further round, from the third one on."""
 
@@ -282,6 +281,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="a table of configurations, as triton_tuning.py writes it")
     parser.add_argument("--label", default="", help="written into every row, say 'tuned'")
     parser.add_argument("--seconds", type=float, default=900.0, help="start no entry after this long")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of about 20 ms for each contender and direction")
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help="compile everything, time nothing")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes on the CPU")
@@ -345,7 +345,7 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
     if options.prepare:
         return found
     timed: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
-    for _ in range(2 if options.rehearse else ROUNDS):
+    for _ in range(2 if options.rehearse else options.rounds):
         for (name, way), (call, count) in list(runs.items()):
             if len(timed[name, way]) >= 3 and sum(timed[name, way]) * count > LONGEST:
                 continue
