@@ -85,7 +85,7 @@ def test_tuning_writes_what_the_backend_reads(tmp_path, capsys):
     assert tuning.main(arguments) == 0
     table = json.loads((tmp_path / "sm_90.json").read_text())
     rows = configurations.read_rows(table["rows"])
-    assert {kernel for kernel, _, _ in rows} == {"rmsnorm_backward"} and len(rows) >= 3
+    assert {kernel for kernel, _, _ in rows} == {"rmsnorm_backward", "add_rmsnorm_backward"} and len(rows) >= 6
     assert all(row["time_over_default"] < 1 for row in table["rows"]), "the last candidate was to win"
     assert tuning.main([*arguments, "--seconds", "-1"]) == 0
     assert "not timed, -1 seconds are over" in capsys.readouterr().out
@@ -97,6 +97,13 @@ def test_tuned_embeddings_meet_tokens_as_in_a_text():
     assert torch.equal(ids, ids.sort().values) and ids[0] >= 0 and ids[-1] < 32768
     # Under Zipf's law id 0 takes the share ln 2 / ln 32768 of all.
     assert abs(counts[0] / 32768 - 1 / 15) < 0.01 and (counts == 1).sum() > 2000
+
+
+def test_tuned_embeddings_find_runs_that_fit_their_places():
+    made = script("triton_tuning").embedding_integers
+    first, order = made("first_pointer", 1001, 4096), made("order_pointer", 4096, 4096)
+    assert first[0] == 0 and (first.diff() >= 0).all() and first[-1] <= 4096 and first.diff().max() > 200
+    assert torch.equal(order.sort().values, torch.arange(4096)) and not torch.equal(order, torch.arange(4096))
 
 
 def test_the_round_runs_its_parts_in_order(tmp_path):

@@ -23,12 +23,11 @@ SPILLS = {
     ("attention_query_gradient_kernel", "bfloat16_d256"): 8,
     ("attention_key_gradient_kernel", "bfloat16_d128_grouped"): 32,
     ("attention_key_gradient_hopper_kernel", "d128"): 8,
-    ("backward_kernel", "rmsnorm_backward_bfloat16_16384"): 64,
-    ("backward_kernel", "rmsnorm_backward_float16_16384"): 64,
-    ("backward_kernel", "rmsnorm_backward_float32_16384"): 64,
-    ("backward_kernel", "add_rmsnorm_backward_float16_16384"): 72,
-    ("backward_kernel", "softmax_backward_bfloat16_32768"): 48,
-    ("backward_kernel", "softmax_backward_float16_32768"): 48,
+    ("backward_kernel", "rmsnorm_backward_float32_16384"): 16,
+    ("backward_kernel", "add_rmsnorm_backward_bfloat16_16384"): 8,
+    ("backward_kernel", "add_rmsnorm_backward_float16_16384"): 8,
+    ("backward_kernel", "softmax_backward_bfloat16_32768"): 40,
+    ("backward_kernel", "softmax_backward_float16_32768"): 40,
     ("pipelined_forward_kernel", "softmax_forward_float32_32768"): 16,
 }
 """Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
