@@ -1,8 +1,9 @@
 """Scaled dot-product attention without the score matrix: FlashAttention-2 forward and backward in Triton.
 
-`attention_kernels.py` holds the kernels. This file prepares their arguments: any leading dimensions become (batch,
-heads), masks and document ids are passed as strided views and never expanded in memory, and the results take the
-memory layout of q, k and v, so that merging heads afterwards is free.
+`attention_kernels.py` holds the kernels; on H100 and H200 those of `attention_hopper.py` come first. This file prepares
+their arguments: any leading dimensions become (batch, heads), masks and document ids are passed as strided views and
+never expanded in memory, and the results take the memory layout of q, k and v, so that merging heads afterwards is
+free.
 """
 
 from __future__ import annotations

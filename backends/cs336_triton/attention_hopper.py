@@ -133,13 +133,8 @@ def backward(
     )
     sizes = (queries, keys, padded, scale, scale * math.log2(math.e))
     constants = {"GROUP": heads // kv_heads, "IS_CAUSAL": is_causal}
-    # A copy of ROWS rows is described once for both kernels.
-    q_rows, k_rows, v_rows, grad_rows = (
-        described(q, ROWS),
-        described(k, ROWS),
-        described(v, ROWS),
-        described(grad, ROWS),
-    )
+    # Tiles of ROWS rows are described once for both kernels.
+    q_rows, k_rows, v_rows, grad_rows = (described(x, ROWS) for x in (q, k, v, grad))
 
     def run_queries(chosen: Configuration) -> None:
         block = chosen["BLOCK_N"]

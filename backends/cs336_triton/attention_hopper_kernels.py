@@ -15,7 +15,8 @@ barrier's phase advance together, see `following`. Each consumer walks its block
 Only the last one can cross the diagonal or the end of the keys, because ROWS <= BLOCK_N are powers of two: it alone is
 masked, and it has a key for every row, so that no row's maximum is ever -inf. Tiles are dealt like cards, forwards and
 then backwards, the longest first: every program gets the same work to within a block or two without a counter in
-memory, and runs repeat bit by bit.
+memory, and runs repeat bit by bit. FlashAttention-3's turns between consumers, and its overlap of a consumer's softmax
+with its own products, gained nothing on an H200: the consumers fall out of step by themselves.
 
 The backward pass has three launches. `attention_statistics_kernel` (plain Triton) writes each query's log-sum-exp, in
 powers of two, and its delta, padded to whole tiles with values that make the probability 0. The kernel of dQ walks over
