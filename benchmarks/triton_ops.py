@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import importlib
 import json
 import os
@@ -251,8 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
             if device == "cuda":
                 try:
                     torch.cuda.synchronize()
+                    torch.randn(1, device=device)
                 except RuntimeError as error:
-                    # After an illegal access this process can't use the GPU any more; another one can.
+                    # After an illegal access this process can't use the GPU any more, and after a capture that CUDA
+                    # broke off no random numbers; another process can.
                     print(f"{entry.component}: starting again behind it: {error}".splitlines()[0], flush=True)
                     given = sys.argv[1:] if arguments is None else arguments
                     left = options.seconds - (time.monotonic() - started)
@@ -275,7 +278,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="only components whose name contains one of these")
     parser.add_argument("--skip", nargs="+", default=[], help="not these components")
-    parser.add_argument("--backends", nargs="+", default=[""], help="only contenders whose name contains one of these")
+    parser.add_argument(
+        "--backends", nargs="+", default=["*"], help="only these contenders (sdpa_* stands for several)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--output", type=Path, help="JSON lines file that rows are appended to")
     parser.add_argument("--table", type=Path, help="a table of configurations, as triton_tuning.py writes it")
@@ -322,7 +327,7 @@ def bench(entry: Entry, options: argparse.Namespace, device: str, limits: Any) -
         return {**origin, "backend": name, kind: reason}
 
     for name, factory in (OPTIMIZERS if optimizing else contenders(entry.component, device)).items():
-        if not any(part in name for part in options.backends):
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in options.backends):
             continue
         try:
             function = factory if optimizing else factory()
@@ -380,6 +385,12 @@ def as_graph(call: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
     from cs336_registry.cuda_graph import captured
 
     try:
+        # A call that waits for the card would break the capture off: this says so before.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         return captured(call), "graph"
     except RuntimeError as error:
         torch.cuda.synchronize()

@@ -93,13 +93,16 @@ GPU_PEERS = {
 
 
 def gpu_ops(rows: Sequence[dict[str, Any]]) -> str:
-    """Op, size and direction: the Triton kernels' time, share of the card's limit, and how much longer others took."""
-    chosen = [row for row in rows if row.get("benchmark") == "triton_ops" and row.get("seconds")]
-    newest = latest(chosen, "component", "workload", "backend", "direction", "dtype", "machine")
+    """Op, size and direction: the Triton kernels' time, share of the card's limit, and how much longer others took in
+    the same run, which is known by its commit."""
     keys = ("component", "workload", "direction", "dtype", "machine")
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for row in newest:
-        found.setdefault(tuple(row[key] for key in keys), {})[row["backend"]] = row
+    for row in rows:
+        if row.get("benchmark") == "triton_ops" and row.get("seconds"):
+            run = found.setdefault(tuple(row[key] for key in keys), {})
+            if any(other["commit"] != row["commit"] for other in run.values()):
+                run.clear()
+            run[row["backend"]] = row
     lines = [
         f"| op | size | direction | Triton | of the card's limit | {' | '.join(GPU_PEERS)} |",
         "|---|---|---|---|---|" + "---|" * len(GPU_PEERS),
@@ -136,8 +139,8 @@ def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
     ]
     newest = latest(chosen, "workload", "backend", "dtype", "machine")
     lines = [
-        "| model x sequences | contender | tokens/s | model FLOP/s of the matrix limit | peak memory |",
-        "|---|---|---|---|---|",
+        "| model x sequences | contender | tokens/s | model FLOP/s of the matrix limit | peak memory | commit |",
+        "|---|---|---|---|---|---|",
     ]
     for workload in dict.fromkeys(row["workload"] for row in newest):
         mine = sorted((row for row in newest if row["workload"] == workload), key=lambda row: row["seconds"])
@@ -145,7 +148,7 @@ def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
             share = row["flops_per_second"] / row["matmul_flops_per_second"]
             lines.append(
                 f"| {workload} | `{row['backend']}` | {row['tokens_per_second']:,.0f} | {share:.1%} |"
-                f" {row['peak_memory'] / 1e9:.1f} GB |"
+                f" {row['peak_memory'] / 1e9:.1f} GB | {row['commit']} |"
             )
     return "\n".join(lines)
 
