@@ -20,7 +20,6 @@ from cs336_registry.components.cross_entropy import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to, scalar
-from .rmsnorm import rows_of
 from .runtime import (
     PRODUCTION_DTYPES,
     Card,
@@ -31,6 +30,7 @@ from .runtime import (
     launch,
     meta,
     narrow,
+    rows_of,
 )
 from .softmax import LOG2_E, exp_difference
 

@@ -22,7 +22,6 @@ from cs336_registry.components.embedding import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator, power_of_two_up_to
-from .rmsnorm import rows_of
 from .runtime import (
     PRODUCTION_DTYPES,
     Card,
@@ -34,6 +33,7 @@ from .runtime import (
     meta,
     narrow,
     next_power_of_2,
+    rows_of,
 )
 
 if TYPE_CHECKING:

@@ -28,12 +28,12 @@ from .runtime import (
     accumulator_dtype,
     card,
     cdiv,
-    contiguous_rows,
     dtype_name,
     launch,
     meta,
     narrow,
     next_power_of_2,
+    rows_of,
 )
 
 if TYPE_CHECKING:
@@ -475,14 +475,6 @@ def production_calls() -> Iterator[tuple[str, Any]]:
             name = f"{dtype_name(dtype)}_{n_cols}"
             yield f"rmsnorm_forward_{name}", partial(forward, x, None, weight, 1e-5)
             yield f"rmsnorm_backward_{name}", partial(backward, x, None, x, weight, rstd)
-
-
-def rows_of(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
-    """(contiguous_rows(x), the stride between rows); what is contiguous stays as it is: the host is spared a view."""
-    if x.is_contiguous():
-        return x, n_cols
-    rows = contiguous_rows(x)
-    return rows, rows.stride(0)
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,14 @@ def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
+def rows_of(x: Tensor, n_cols: int) -> tuple[Tensor, int]:
+    """(contiguous_rows(x), the stride between rows); what is contiguous stays as it is: the host is spared a view."""
+    if x.is_contiguous():
+        return x, n_cols
+    rows = contiguous_rows(x)
+    return rows, rows.stride(0)
+
+
 @dataclass(frozen=True)
 class Card:
     """What a launch needs to know about the device."""
