@@ -21,7 +21,6 @@ from cs336_registry.components.softmax import check
 
 from .configurations import Configuration, configuration
 from .operators import differentiable, operator
-from .rmsnorm import rows_of
 from .runtime import (
     PRODUCTION_DTYPES,
     Card,
@@ -33,6 +32,7 @@ from .runtime import (
     meta,
     narrow,
     next_power_of_2,
+    rows_of,
 )
 
 if TYPE_CHECKING:
