@@ -258,13 +258,13 @@ def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keyword
     key = (id(kernel), device, *keywords.values(), *kinds)
     found = _compiled.get(key)
     if found is not None:
-        compiled, constants = found
+        _, compiled, constants = found
         compiled[(*grid, 1, 1)[:3]](*arguments, *constants)
         return
     compiled = kernel[grid](*arguments, **keywords)
     if len(_compiled) >= MOST_COMPILED:
         _compiled.clear()
-    _compiled[key] = compiled, tuple(keywords[name] for name in kernel.arg_names[len(arguments) :])
+    _compiled[key] = kernel, compiled, tuple(keywords[name] for name in kernel.arg_names[len(arguments) :])
 
 
 def _kind(argument: Any) -> Any:
@@ -281,5 +281,6 @@ def _kind(argument: Any) -> Any:
 
 
 MOST_COMPILED = 10_000
-_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-"""Compiled kernels and their constants, by the kinds of their arguments."""
+_compiled: dict[tuple[Any, ...], tuple[Any, Any, tuple[Any, ...]]] = {}
+"""What was compiled and its constants, by the kernel's id and the kinds of its arguments; beside the kernel, so that no
+other one gets its id."""
