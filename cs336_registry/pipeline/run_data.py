@@ -47,6 +47,7 @@ def prepare(configuration: Configuration, folder: Path, progress: Progress) -> R
     if configuration.data.is_encoded:
         return _encoded(configuration, folder)
     backend = configuration.text_backend or configuration.backend
+    tokenization.check_backend(configuration, folder / "tokenizer")
     text = corpus.prepare(configuration.data, configuration.tokenizer.special_tokens[0], folder, progress)
     tokenizer = tokenization.prepare(configuration, text, folder / "tokenizer", progress)
     sides = {}

@@ -104,6 +104,13 @@ def prepare(configuration: Configuration, corpus: Corpus, folder: Path, progress
     return read(folder, configuration.text_backend or configuration.backend)
 
 
+def check_backend(configuration: Configuration, folder: Path) -> None:
+    """Raises what `prepare` would where the backend can't serve it, without the corpus, which may take long to make."""
+    known = configuration.tokenizer.path is not None or (folder / "metadata.json").is_file()
+    for component in ("tokenizer",) if known else ("bpe_trainer", "tokenizer"):
+        registry.get(component, backend=configuration.text_backend or configuration.backend)
+
+
 def read(folder: Path, backend: str | None = None) -> RunTokenizer:
     """The tokenizer in `folder`, checked against its fingerprint, built by the backend that `backend` selects."""
     try:

@@ -2,8 +2,9 @@
 
     summary = train(load("tinystories_17m"), Path("runs/tinystories"))
 
-Before the first step every component is chosen, once. A checkpoint is written before the evaluation of the same step,
-so an evaluation that fails costs nothing. Exactness is bit for bit on the CPU, with as many threads and processes.
+Before the data is prepared every component is chosen, once. A checkpoint is written before the evaluation of the same
+step, so an evaluation that fails costs nothing. Exactness is bit for bit on the CPU, with as many threads and
+processes.
 
 Where torchrun started several processes they train together (parallel.py): each takes its rows of every batch, all take
 the same decisions at the same step, and the first one alone prints and writes what is not sharded.
@@ -71,6 +72,7 @@ def train(
     """
     group = process_group.current()
     check_divisible(configuration, group)
+    chosen = choose(configuration, group)
     progress = progress if group.first and progress else Progress(quiet=not group.first)
     folder = RunFolder(out)
     with ExitStack() as stack:
@@ -87,7 +89,7 @@ def train(
             return prepare()
 
         data = group.prepared(open_and_prepare, prepare)
-        return Trainer(configuration, data, folder, progress, group, watching).run()
+        return Trainer(configuration, chosen, data, folder, progress, group, watching).run()
 
 
 def check_divisible(configuration: Configuration, group: ProcessGroup) -> None:
@@ -101,12 +103,32 @@ def check_divisible(configuration: Configuration, group: ProcessGroup) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Where a run computes and with what; strategy: the components that several processes share the work with."""
+
+    device: str
+    components: Resolved
+    strategy: Resolved
+
+
+def choose(configuration: Configuration, group: ProcessGroup) -> Chosen:
+    """Done before the data is prepared, which may take long: what can't be served here is told at once."""
+    device = model.choose_device(configuration.training.device)
+    if configuration.training.cuda_graph and (device != "cuda" or not group.alone):
+        where = f"{group.world_size} processes" if not group.alone else f"device {device!r}"
+        raise RunError(f"training.cuda_graph = true needs one process with a GPU, and this is {where}: set it to false")
+    components = resolve(configuration.backend, device)
+    return Chosen(device, components, parallel.components_of(configuration, device, group))
+
+
 class Trainer:
     """The state of a run between two steps."""
 
     def __init__(
         self,
         configuration: Configuration,
+        chosen: Chosen,
         data: RunData,
         folder: RunFolder,
         progress: Progress,
@@ -116,9 +138,7 @@ class Trainer:
         self.configuration, self.data, self.folder, self.progress = configuration, data, folder, progress
         self.group, self.watchers = group, watchers
         training = configuration.training
-        self.device = model.choose_device(training.device)
-        self.components: Resolved = resolve(configuration.backend, self.device)
-        self.strategy = parallel.components_of(configuration, self.device, group)
+        self.device, self.components, self.strategy = chosen.device, chosen.components, chosen.strategy
         self.model = self._build(self.device)
         self.accounting = accounting.account(self.model, configuration.model)
         self.parallel = Parallel(
@@ -126,7 +146,6 @@ class Trainer:
         )
         self.captured: CapturedPass | None = None
         if training.cuda_graph:
-            self._check_graph()
             self.captured = CapturedPass(self._loss, [part.parameter for part in self.parallel.parts])
         self.sampler = Sampler(
             self.components["get_batch"],
@@ -211,13 +230,6 @@ class Trainer:
     def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self._autocast():
             return self.components["cross_entropy"](self.parallel.forward(inputs), targets)
-
-    def _check_graph(self) -> None:
-        if self.device != "cuda" or not self.group.alone:
-            where = f"{self.group.world_size} processes" if not self.group.alone else f"device {self.device!r}"
-            raise RunError(
-                f"training.cuda_graph = true needs one process with a GPU, and this is {where}: set it to false"
-            )
 
     def _own_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """This process's rows of what all have drawn, so that the batches are those of one process."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cs336_registry import cuda_graph
+from cs336_registry.errors import UnknownNameError
 from cs336_registry.pipeline import model, training
 from cs336_registry.pipeline.checkpoints import Checkpoints
 from cs336_registry.pipeline.errors import MismatchError, RunError
@@ -324,6 +325,13 @@ def test_cuda_without_a_gpu_says_why(tiny, tmp_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(RunError, match=r"training\.device = 'cuda', but .*: set training\.device=cpu or auto"):
         run(tiny("training.device=cuda"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["backend", "text_backend"])
+def test_an_unknown_backend_is_told_before_the_corpus_is_prepared(tiny, tmp_path, monkeypatch, setting):
+    monkeypatch.setattr("cs336_registry.pipeline.corpus.prepare", lambda *_: pytest.fail("the corpus was prepared"))
+    with pytest.raises(UnknownNameError, match=r"unknown backend \(from argument\) 'tourch': did you mean 'torch'"):
+        run(tiny(f"{setting}=tourch"), tmp_path / "run")
 
 
 def test_evaluation_is_the_mean_over_all_predicted_tokens():
