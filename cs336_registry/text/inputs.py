@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,8 @@ from typing import IO, Any
 from .files import StrPath
 
 InputPath = StrPath | Sequence[StrPath]
+Watch = Callable[[Path, bytes], None]
+"""Is shown the bytes of each file as they are read, unpacked."""
 
 BLOCK_SIZE = 1 << 20
 STANDARD_INPUT = Path("-")
@@ -62,18 +64,20 @@ def is_plain(path: Path) -> bool:
     return path != STANDARD_INPUT and not kind(path)
 
 
-def byte_texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[Iterator[bytes]]:
+def byte_texts(
+    input_path: InputPath, block_size: int = BLOCK_SIZE, watch: Watch | None = None
+) -> Iterator[Iterator[bytes]]:
     """Every text as an iterator of byte blocks; each must be consumed before the next is asked for.
 
     Blocks may cut a character; bytes are as they are in the file, malformed UTF-8 included.
     """
     for path in expand(input_path):
         if kind(path) == "parquet":
-            yield from _parquet_texts(path)
+            yield from _parquet_texts(path, watch)
         elif kind(path).startswith("jsonl"):
-            yield from _jsonl_texts(path)
+            yield from _jsonl_texts(path, watch)
         else:
-            yield _blocks(path, block_size)
+            yield _blocks(path, block_size, watch)
 
 
 def texts(input_path: InputPath, block_size: int = BLOCK_SIZE) -> Iterator[Iterator[str]]:
@@ -87,6 +91,26 @@ def decoded(blocks: Iterable[bytes]) -> Iterator[str]:
     for block in blocks:
         yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
+
+
+class MalformedCounter:
+    """Counts the sequences of bytes that are not UTF-8, each of which `decoded` replaces by one U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._replaced, self._last = 0, b""
+
+    def __call__(self, block: bytes) -> None:
+        """The file goes on with `block`."""
+        if found := self._decoder.decode(block).count("\ufffd"):
+            # Not those that the file itself has.
+            self._replaced += found - (self._last + block).count("\ufffd".encode())
+        self._last = (self._last + block[-2:])[-2:]
+
+    @property
+    def total(self) -> int:
+        """How many there are, where the file ends here: what was begun is one more."""
+        return self._replaced + bool(self._decoder.getstate()[0])
 
 
 def utf8(text: str) -> bytes:
@@ -198,14 +222,16 @@ class _Frames:
             raise EOFError("it ends in the middle of a frame")
 
 
-def _blocks(path: Path, block_size: int) -> Iterator[bytes]:
+def _blocks(path: Path, block_size: int, watch: Watch | None) -> Iterator[bytes]:
     with _opened(path) as stream:
         while block := stream.read(block_size):
+            if watch is not None:
+                watch(path, block)
             yield block
 
 
-def _jsonl_texts(path: Path) -> Iterator[Iterator[bytes]]:
-    for number, line in enumerate(_lines(path), start=1):
+def _jsonl_texts(path: Path, watch: Watch | None) -> Iterator[Iterator[bytes]]:
+    for number, line in enumerate(_lines(path, watch), start=1):
         if not line.strip():
             continue
         try:
@@ -217,9 +243,9 @@ def _jsonl_texts(path: Path) -> Iterator[Iterator[bytes]]:
         yield iter((utf8(text),))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, watch: Watch | None) -> Iterator[bytes]:
     tail = b""
-    for block in _blocks(path, BLOCK_SIZE):
+    for block in _blocks(path, BLOCK_SIZE, watch):
         first, *rest = block.split(b"\n")
         if not rest:
             tail += first
@@ -230,7 +256,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     yield tail
 
 
-def _parquet_texts(path: Path) -> Iterator[Iterator[bytes]]:
+def _parquet_texts(path: Path, watch: Watch | None) -> Iterator[Iterator[bytes]]:
     _needs("pyarrow", path)
     import pyarrow
     from pyarrow import parquet
@@ -249,7 +275,11 @@ def _parquet_texts(path: Path) -> Iterator[Iterator[bytes]]:
                         raise ValueError(
                             f'{path}: the column "text" has the type {value.type}: expected strings, or bytes of UTF-8'
                         )
-                    yield iter((text if isinstance(text, bytes) else utf8(text),))
+                    content = text if isinstance(text, bytes) else utf8(text)
+                    if watch is not None:
+                        # The line's end keeps malformed bytes at a text's end from joining with the next text.
+                        watch(path, content + b"\n")
+                    yield iter((content,))
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable parquet file ({error}): fetch or write it again") from None
 

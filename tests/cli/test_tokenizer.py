@@ -277,6 +277,30 @@ def test_several_texts_are_told_apart(run, corpus, folder, tmp_path):
     assert not list(tmp_path.glob(".all*")), "what was written on the way is gone"
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba_bpe"])
+def test_malformed_bytes_are_told_once_a_file(run, folder, tmp_path, monkeypatch, backend):
+    malformed = "Grüße aus Köln\n".encode("latin-1") * 3
+    (tmp_path / "latin.txt").write_bytes(malformed)
+    (tmp_path / "latin.txt.gz").write_bytes(gzip.compress(malformed))
+    (tmp_path / "lines.jsonl").write_bytes(b'{"text": "' + malformed[:-1].replace(b"\n", b" ") + b'"}\n')
+    (tmp_path / "sound.txt").write_text("Grüße, and a \ufffd of its own", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(malformed)))
+
+    def warnings(*inputs, **options):
+        words = (*inputs, "--tokenizer", folder, "--backend", backend, "--out", f"{len(list(tmp_path.iterdir()))}.npy")
+        lines = run("tokenizer", "encode", *words, *options.get("more", ())).err.splitlines()
+        return [line.partition(" malformed")[0] for line in lines if line.startswith("warning")]
+
+    def told(name):
+        return f"warning: {name} is not UTF-8 everywhere: 9"
+
+    assert warnings("latin.txt") == [told("latin.txt")]
+    assert warnings("-") == [told("standard input")]
+    several = ["latin.txt.gz", "lines.jsonl", "latin.txt"]
+    assert warnings(*several, "sound.txt") == list(map(told, several))
+    assert warnings("sound.txt") == warnings("latin.txt", more=["--quiet"]) == []
+
+
 def test_a_tokenizer_without_special_tokens_encodes_in_parts(run, corpus, tmp_path, monkeypatch):
     from cs336_registry.pipeline import tokens
 

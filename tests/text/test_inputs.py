@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from cs336_registry.text import inputs, samples
-from cs336_registry.text.inputs import byte_texts, expand, is_plain, kind, texts, utf8
+from cs336_registry.text.inputs import MalformedCounter, byte_texts, expand, is_plain, kind, texts, utf8
 
 TEXT = "one 🙂\r\ntwo\x85 <|endoftext|> drei\n" * 50
 
@@ -34,6 +34,16 @@ def test_malformed_bytes_decode_as_in_one_piece(tmp_path, size):
     content = samples.tricky_bytes(200, seed=3)
     (tmp_path / "a").write_bytes(content)
     assert read(tmp_path / "a", size) == [content.decode("utf-8", "replace")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+@pytest.mark.parametrize("end", [b"", "🙂".encode()[:3]])
+def test_malformed_bytes_are_counted_as_in_one_piece(size, end):
+    content = samples.tricky_bytes(200, seed=3) + "its own \ufffd".encode() * 3 + end
+    counter = MalformedCounter()
+    for start in range(0, len(content), size):
+        counter(content[start : start + size])
+    assert counter.total == content.decode("utf-8", "replace").count("\ufffd") - content.count("\ufffd".encode()) > 0
 
 
 def test_gzip(tmp_path):
