@@ -12,7 +12,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,12 +42,20 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Split:
-    """One side of the corpus. `bytes` counts the text without the end-of-text tokens."""
+    """One side of the corpus. `bytes` counts the text without the end-of-text tokens; `name` is what messages call it
+    where `path` is a copy."""
 
     path: Path
     documents: int
     bytes: int
     sha256: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or str(self.path)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": str(self.path), "documents": self.documents, "bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,7 @@ class Corpus:
     validation: Split
 
     def to_dict(self) -> dict[str, Any]:
-        sides = {"train": self.train, "validation": self.validation}
-        return {"source": self.source} | {name: asdict(side) | {"path": str(side.path)} for name, side in sides.items()}
+        return {"source": self.source, "train": self.train.to_dict(), "validation": self.validation.to_dict()}
 
 
 def prepare(data: DataConfiguration, end_of_text: str, folder: Path, progress: Progress) -> Corpus:
@@ -97,14 +104,18 @@ def _as_it_is(data: DataConfiguration, end_of_text: str, source: str, progress: 
     return Corpus(source, *(measure(path, end_of_text, progress) for path in (train[0], validation[0])))
 
 
-def measure(path: Path, end_of_text: str, progress: Progress) -> Split:
+def measure(path: Path, end_of_text: str, progress: Progress, name: str = "") -> Split:
     """What is in a plain file: documents end at `end_of_text`, or, the last one, at the file's end.
 
-    Raises ValueError for an empty file.
+    name: what messages call it, instead of `path`. Raises ValueError for an empty file.
     """
+    shown = name or str(path)
     mark, digest = end_of_text.encode(), hashlib.sha256()
     total, ends, text_follows, tail = 0, 0, False, b""
-    with open(path, "rb") as file, progress.stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
+    with (
+        open(path, "rb") as file,
+        progress.stage(f"reading {os.path.basename(shown)}", path.stat().st_size, "B") as stage,
+    ):
         while block := file.read(READ_BYTES):
             total += len(block)
             digest.update(block)
@@ -115,8 +126,8 @@ def measure(path: Path, end_of_text: str, progress: Progress) -> Split:
             tail = rest[len(rest) - min(len(rest), len(mark) - 1) :] if mark else b""
             stage.advance(len(block))
     if total == 0:
-        raise ValueError(f"{path} is empty: pass a file with text in it")
-    return Split(path.absolute(), max(1, ends + text_follows), total - ends * len(mark), digest.hexdigest())
+        raise ValueError(f"{shown} is empty: pass a file with text in it")
+    return Split(path.absolute(), max(1, ends + text_follows), total - ends * len(mark), digest.hexdigest(), name)
 
 
 def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, progress: Progress) -> Corpus:

@@ -1,25 +1,21 @@
 """Encoding any text with a tokenizer folder, outside a run.
 
 One plain file is encoded where it lies. Anything else (packed files, .jsonl, .parquet, several files, standard input)
-is first written out as one plain text beside the result, with the end-of-text token between its texts; the text stays
-until the encoding is complete, so that an interrupted one continues.
+is first written out as one plain text beside the result, with the end-of-text token between its texts, for as long as
+the encoding takes. An interrupted one reads the text again and continues with the parts that are missing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text.files import atomic_write, write_json
 from ..text.inputs import STANDARD_INPUT, MalformedCounter, byte_texts, decoded, expand, is_plain
 from . import corpus, tokens
-from .corpus import Split
 from .progress import Progress
+from .stopping import leaving_in_order
 from .tokenization import RunTokenizer
 
 if TYPE_CHECKING:
@@ -46,40 +42,49 @@ def encode(
     """
     paths = expand(list(inputs))
     texts = {path.resolve() for path in paths}
-    for result in (out, out.with_suffix(".json")):
+    # One name for all runs, so that what a killed one left is written over.
+    copy = out.absolute().with_name(f".{out.stem}.text.tmp")
+    for result in (out, out.with_suffix(".json"), copy):
         if result.resolve() in texts:
             raise ValueError(f"{result} is one of the texts, and --out {out} writes to it: choose another --out")
-    separator = tokenizer.end_of_text
-    if len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file():
-        split = corpus.measure(paths[0], separator, progress)
-        found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
-        if _may_have_replacements(found.ids, tokenizer.tokenizer.vocab):
-            _tell_malformed({paths[0]: _malformed(paths[0])}, progress)
-        return found
+    is_one = len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file()
     malformed: defaultdict[Path, MalformedCounter] = defaultdict(MalformedCounter)
-    split = _written_out(paths, separator, out, progress, malformed)
-    found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
-    split.path.unlink()
-    split.path.with_suffix(".json").unlink()
-    _tell_malformed(malformed, progress)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with leaving_in_order():
+        try:
+            if not is_one:
+                _write_out(paths, tokenizer.end_of_text, copy, progress, malformed)
+            split = corpus.measure(paths[0] if is_one else copy, tokenizer.end_of_text, progress, _named(paths))
+            found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
+        finally:
+            copy.unlink(missing_ok=True)
+    if is_one and _may_have_replacements(found.ids, tokenizer.tokenizer.vocab):
+        malformed[paths[0]] = _malformed(paths[0])
+    for path, counter in malformed.items():
+        if counter.total:
+            progress.say(
+                f"warning: {_named([path])} is not UTF-8 everywhere: {counter.total:,} malformed sequences of bytes "
+                f"were replaced by U+FFFD; if it has another encoding, convert it first, as iconv does"
+            )
     return found
 
 
-def _written_out(
+def _named(paths: Sequence[Path]) -> str:
+    """What messages call the inputs, whatever file their text is copied to."""
+    first = "standard input" if paths[0] == STANDARD_INPUT else str(paths[0])
+    return first if len(paths) == 1 else f"{first} and {len(paths) - 1:,} more"
+
+
+def _write_out(
     paths: Sequence[Path],
     separator: str,
-    out: Path,
+    copy: Path,
     progress: Progress,
     malformed: Mapping[Path, MalformedCounter],
-) -> Split:
-    """The texts as one plain file beside `out`, taken over from an interrupted run where the inputs are the same."""
-    name = f".{out.stem}.text-{_state_of(paths)}"
-    path = out.absolute().with_name(name + ".txt")
-    record = path.with_suffix(".json")
-    if STANDARD_INPUT not in paths and record.is_file() and path.is_file():
-        return Split(**{**json.loads(record.read_text(encoding="utf-8")), "path": path})
-    with progress.stage("reading the text", unit="B") as stage, atomic_write(path) as file:
-        watched = byte_texts(paths, watch=lambda file, block: malformed[file](block))
+) -> None:
+    """The texts as one plain file."""
+    with progress.stage("reading the text", unit="B") as stage, open(copy, "wb") as file:
+        watched = byte_texts(paths, watch=lambda path, block: malformed[path](block))
         for number, blocks in enumerate(watched):
             if number and not separator:
                 raise ValueError(
@@ -89,9 +94,6 @@ def _written_out(
             for block in _clean(blocks):
                 file.write(block)
                 stage.advance(len(block))
-    split = corpus.measure(path, separator, progress)
-    write_json(record, {**asdict(split), "path": path.name})
-    return split
 
 
 def _clean(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -114,19 +116,3 @@ def _malformed(path: Path) -> MalformedCounter:
         for block in blocks:
             counter(block)
     return counter
-
-
-def _tell_malformed(malformed: Mapping[Path, MalformedCounter], progress: Progress) -> None:
-    for path, counter in malformed.items():
-        if counter.total:
-            name = "standard input" if path == STANDARD_INPUT else path
-            progress.say(
-                f"warning: {name} is not UTF-8 everywhere: {counter.total:,} malformed sequences of bytes were "
-                f"replaced by U+FFFD; if it has another encoding, convert it first, as iconv does"
-            )
-
-
-def _state_of(paths: Sequence[Path]) -> str:
-    """Changes with the names, sizes and dates of the files."""
-    states = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]

@@ -1,8 +1,9 @@
-"""Stopping a run between two steps, so that a Ctrl-C or a cluster's SIGTERM loses nothing."""
+"""Stopping so that a Ctrl-C or a cluster's SIGTERM loses nothing, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,23 @@ def stop_between_steps() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """Turns the SIGTERM and SIGHUP that would end the process at once into SystemExit, so that it tidies up first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    deadly = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def finish_first() -> None:

@@ -78,7 +78,7 @@ def prepare(
     found = read(path, tokenizer.fingerprint)
     if found.text_sha256 != split.sha256:
         raise MismatchError(
-            f"{path} holds the tokens of another text than {split.path}: choose another folder, or delete {path} and "
+            f"{path} holds the tokens of another text than {split}: choose another folder, or delete {path} and "
             f"{path.with_suffix('.json').name}"
         )
     return found
@@ -123,7 +123,8 @@ def _encode(
         for one, part in zip(ranges, parts, strict=True)
         if not part.is_file()
     ]
-    with progress.stage(f"encoding {split.path.name}", split.path.stat().st_size, "B") as stage:
+    name = os.path.basename(str(split))
+    with progress.stage(f"encoding {name}", split.path.stat().st_size, "B") as stage:
         stage.advance(sum(end - start for (start, end), part in zip(ranges, parts, strict=True) if part.is_file()))
         # Workers read the tokenizer's folder again, which takes its metadata.
         if workers > 1 and len(todo) > 1 and (tokenizer.folder / "metadata.json").is_file():
@@ -147,8 +148,8 @@ def _encode(
                         raise
             except BrokenProcessPool:
                 raise RunError(
-                    f"a process that encoded {split.path.name} was killed (out of memory?): the parts that were "
-                    f"complete are kept; run the same command again, with fewer workers if it was memory"
+                    f"a process that encoded {name} was killed (out of memory?): the parts that were complete are "
+                    f"kept; run the same command again, with fewer workers if it was memory"
                 ) from None
         else:
             for one in todo:
@@ -156,14 +157,14 @@ def _encode(
     with open(split.path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != split.sha256:
             shutil.rmtree(parts_folder)
-            raise MismatchError(f"{split.path} changed after it was measured: run this again when it is complete")
+            raise MismatchError(f"{split} changed after it was measured: run this again when it is complete")
     _join(parts, path, dtype, split, tokenizer)
 
 
 def _join(parts: list[Path], path: Path, dtype: np.dtype, split: Split, tokenizer: RunTokenizer) -> None:
     count = sum(part.stat().st_size for part in parts) // dtype.itemsize
     if count == 0:
-        raise RunError(f"{split.path} encodes to no tokens: it has no text")
+        raise RunError(f"{split} encodes to no tokens: it has no text")
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (count,)})
         for part in parts:

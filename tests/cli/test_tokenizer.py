@@ -345,12 +345,39 @@ def test_an_interrupted_encoding_continues(run, corpus, folder, tmp_path, monkey
 
     monkeypatch.setattr(tokens, "_encode_part", until_the_disk_is_full)
     assert run(*words, "--out", "all.npy").failed_with("the disk is full while all.npy is made")
+    assert not list(tmp_path.glob(".all.text*"))
     resumed = []
     monkeypatch.setattr(tokens, "_encode_part", lambda *a, **o: resumed.append(a[2]) or real(*a, **o))
-    monkeypatch.setattr("cs336_registry.pipeline.encoding.byte_texts", None)
     assert run(*words, "--out", "all.npy").code == 0
     assert resumed and not set(resumed) & set(done)
     assert np.load("all.npy").tolist() == tokenizer_in(folder).encode(corpus.read_bytes().decode())
+
+
+def test_the_text_that_is_written_out_goes_whatever_happens(run, folder, tmp_path, monkeypatch):
+    from cs336_registry.pipeline import tokens
+
+    monkeypatch.setattr(tokens, "_encode_part", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text"))
+    words = ("--tokenizer", folder, "--backend", "reference", "--out", tmp_path / "a.npy")
+    assert run("tokenizer", "encode", tmp_path / "a.txt.gz", *words).code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not list(tmp_path.glob(".a.text*"))
+    (tmp_path / ".a.text.tmp").write_text("what a run left that was killed at once")
+    assert run("tokenizer", "encode", tmp_path / ".a.text.tmp", *words).failed_with("is one of the texts")
+    monkeypatch.undo()
+    assert run("tokenizer", "encode", tmp_path / "a.txt.gz", *words).code == 0
+    assert not list(tmp_path.glob(".a.text*"))
+
+
+def test_messages_name_the_file_that_was_given(run, folder, tmp_path):
+    (tmp_path / "none.txt.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "some.txt.gz").write_bytes(gzip.compress(b"some text"))
+    words = ("--tokenizer", folder, "--backend", "reference", "--out", "all.npy")
+    assert run("tokenizer", "encode", "none.txt.gz", *words).failed_with("error: none.txt.gz is empty")
+    result = run("tokenizer", "encode", "some.txt.gz", "none.txt.gz", *words)
+    assert "encoding some.txt.gz and 1 more: " in result.err and ".all" not in result.err
+    result = run("tokenizer", "encode", "some.txt.gz", *words)
+    assert result.failed_with("all.npy holds the tokens of another text than some.txt.gz")
 
 
 @pytest.mark.slow
