@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ def train(
     out: Path | None = None,
     resume: bool = True,
     backend: str | None = None,
+    print: bool = False,
     quiet: bool = False,
 ) -> int:
     """Train as a configuration says, and continue after any interruption.
@@ -28,7 +30,8 @@ def train(
     Parameters
     ----------
     config
-        A TOML file, or the name of a shipped configuration: gpt2_124m, quickstart, tinystories_17m, tinystories_cpu.
+        A TOML file, or the name of a shipped configuration: gpt2_124m, quickstart, tinystories_17m, tinystories_cpu
+        (to begin a file of your own, --print one of these).
     set
         Changes one value, such as optimizer.lr=3e-4; may be given several times.
     out
@@ -37,6 +40,8 @@ def train(
         Continue the run that is in the folder; --no-resume refuses to.
     backend
         A selector such as "triton,adamw=torch".
+    print
+        Write the configuration with every value as TOML to standard output, and train nothing.
     quiet
         Print nothing.
     """
@@ -47,6 +52,9 @@ def train(
 
         settings = [*set, *([f"backend={backend}"] if backend is not None else [])]
         configuration = load(config, settings)
+        if print:
+            sys.stdout.write(configuration.to_toml())
+            return 0
         from ..pipeline import report, training
         from ..pipeline.process_group import joined
         from ..pipeline.progress import Progress

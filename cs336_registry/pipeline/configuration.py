@@ -3,11 +3,13 @@
     configuration = load("tinystories_17m", ["optimizer.lr=3e-4", "training.precision=float32"])
 
 Unknown keys are refused with the closest known one, values with what was expected, so a typing error costs no run.
+TOML has no null: "none" stands for it where a key may go without a value.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -269,6 +271,13 @@ class Configuration:
         """Plain data, section by section, defaults included, which msgspec leaves out of the objects it read."""
         return msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self)))
 
+    def to_toml(self) -> str:
+        """A file that `load` reads as this configuration, defaults included."""
+        content = self.to_dict()
+        sections = {key: content.pop(key) for key, value in list(content.items()) if isinstance(value, dict)}
+        blocks = [_toml_lines(content), *(f"[{name}]\n{_toml_lines(section)}" for name, section in sections.items())]
+        return "\n".join(blocks)
+
 
 def _is_tokens(inputs: str | tuple[str, ...]) -> bool:
     return isinstance(inputs, str) and inputs.endswith(".npy")
@@ -315,7 +324,7 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Configuration:
         raise ConfigurationError(f"{origin} is not TOML: {error}") from None
     for setting in settings:
         _apply(content, setting)
-    return from_dict(content, origin)
+    return from_dict(_with_nulls(content), origin)
 
 
 def from_dict(content: Mapping[str, Any], origin: str = "configuration") -> Configuration:
@@ -367,15 +376,27 @@ def _apply(content: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if value == "none":
-        hint = _type_at(key.strip())
-        value = None if type(None) in get_args(hint) else value
     target = content
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise ConfigurationError(f"can't read --set {setting!r}: {section!r} is a value, not a section")
     target[name] = value
+
+
+def _with_nulls(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`content` with None in place of "none", where a key may go without a value."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        is_null = value == "none" and type(None) in get_args(_type_at(prefix + key))
+        found[key] = _with_nulls(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None if is_null else value
+    return found
+
+
+def _toml_lines(content: Mapping[str, Any]) -> str:
+    """Numbers, strings and lists are written in TOML as in JSON, except that JSON lets DEL stand as it is."""
+    values = {key: json.dumps("none" if value is None else value, ensure_ascii=False) for key, value in content.items()}
+    return "".join(f"{key} = {value}\n" for key, value in values.items()).replace("\x7f", "\\u007f")
 
 
 def _type_at(key: str) -> Any:

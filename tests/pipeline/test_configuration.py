@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 
+from cs336_registry import cli
 from cs336_registry.errors import ConfigurationError
 from cs336_registry.pipeline.configuration import Configuration, differences, from_dict, load, shipped
 
@@ -13,6 +15,22 @@ def test_shipped_configurations_load(name):
     configuration = load(name)
     assert configuration.name == name
     assert from_dict(configuration.to_dict()) == configuration
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_printed_is_read_as_the_same_configuration(name, tmp_path, capsys):
+    settings = ["optimizer.max_gradient_norm=none", "optimizer.eps=1e-12", "training.compile=true"]
+    settings += ['tokenizer.special_tokens=["\\"\\\\\\u007f\\u0000\\n", "ü🙂"]', "data.train=none at all"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", name, *(word for one in settings for word in ("--set", one)), "--print"])
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.toml").write_text(printed, encoding="utf-8")
+    assert load(tmp_path / "printed.toml") == load(name, settings)
+    written, wanted = tomllib.loads(printed), load(name, settings).to_dict()
+    assert {key: set(value) for key, value in written.items() if isinstance(value, dict)} == {
+        key: set(value) for key, value in wanted.items() if isinstance(value, dict)
+    }
+    assert written["optimizer"]["max_gradient_norm"] == "none"
 
 
 def test_the_course_configuration_is_the_course_s():
