@@ -8,7 +8,9 @@ writes its help.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -116,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ..errors import RegistryError
 
     try:
-        sys.exit(_answer(words))
+        with _fallbacks_in_a_line():
+            sys.exit(_answer(words))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -136,6 +139,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def _fallbacks_in_a_line() -> Iterator[None]:
+    """A fallback is told without the line of ours that asked for the component: it is no error in there."""
+    from ..errors import FallbackWarning
+
+    as_python_does = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any) -> str:
+        is_fallback = issubclass(category, FallbackWarning)
+        return f"warning: {message}\n" if is_fallback else as_python_does(message, category, *where)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = as_python_does
 
 
 def _answer(words: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FallbackWarning
 from ..text.files import atomic_write, write_json
 from ..text.inputs import decoded
 from . import tokenization
@@ -259,6 +261,8 @@ def _start_worker(parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # The parent has told it.
+    warnings.simplefilter("ignore", FallbackWarning)
 
 
 def _end_with(parent: Connection) -> None:

@@ -246,6 +246,18 @@ def test_encode_and_decode(run, corpus, folder, tmp_path, monkeypatch, workers):
     assert run("tokenizer", "decode", "corpus.npy", "--tokenizer", folder).out == text
 
 
+def test_a_fallback_is_told_in_one_line_whatever_the_number_of_processes(corpus, folder, tmp_path):
+    code = (
+        "from cs336_registry.pipeline import tokens; tokens.PART_BYTES = 20_000;"
+        "import sys; from cs336_registry.cli import main; main(sys.argv[1:])"
+    )
+    words = ["tokenizer", "encode", str(corpus), "--tokenizer", str(folder), "--out", "corpus.npy", "--quiet"]
+    words += ["--backend", "torch", "--num-workers", "2"]
+    finished = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0 and finished.stderr.count("\n") == 1
+    assert finished.stderr.startswith("warning: tokenizer: torch was preferred (it does not provide tokenizer), ref")
+
+
 def test_one_process_for_each_processor_that_may_be_used(run, corpus, folder, monkeypatch):
     from cs336_registry.machine import detect
     from cs336_registry.pipeline import tokens

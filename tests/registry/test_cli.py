@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -91,6 +92,17 @@ def test_a_closed_pipe_is_no_error(capfd):
 def test_judging_nothing_is_no_success(capfd):
     code, _, err = run(capfd, "conformance", "heap_bpe", "--components", "softmax")
     assert code == 1 and "nothing was judged" in err
+
+
+def test_other_warnings_are_printed_as_python_does(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_answer", lambda _: warnings.warn("something else", stacklevel=1))
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *one: sys.stderr.write(warnings.formatwarning(*one[:4])))
+        _, _, err = run(capsys, "backends")
+    assert "test_cli.py:" in err and "UserWarning: something else" in err
+    assert warnings.formatwarning is before
 
 
 def test_debug_shows_the_traceback():
