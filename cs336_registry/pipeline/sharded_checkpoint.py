@@ -1,7 +1,8 @@
 """Checkpoints that several processes write at once, each its own part, and any number of processes can read.
 
 torch.distributed.checkpoint decides who writes and reads what. Its storage here is safetensors, whose headers say
-which rows a file holds: unlike its own format, which keeps that in a pickle, reading it runs no code.
+which rows a file holds: unlike its own format, which keeps that in a pickle, reading it runs no code. It is imported
+when it is needed: that takes a while, and a process alone never does.
 """
 
 from __future__ import annotations
@@ -15,10 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Properties = Mapping[str, tuple[torch.Size, torch.dtype]]
@@ -26,6 +23,9 @@ Properties = Mapping[str, tuple[torch.Size, torch.dtype]]
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write what each process has (of a DTensor its part; a plain tensor is written once) and flush it to the disk."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     with _one_reason():
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
@@ -38,11 +38,16 @@ class ShardedTensors:
 
     @property
     def properties(self) -> Properties:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
         with _one_reason():
             metadata: Any = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
         return {name: (entry.size, entry.properties.dtype) for name, entry in metadata.items()}
 
     def read(self, targets: Mapping[str, Tensor]) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         with _one_reason():
             load(dict(targets), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
 
@@ -89,6 +94,8 @@ def optimizer_tensors(parameter: str, state: Mapping[str, Any]) -> dict[str, Ten
 @contextmanager
 def _one_reason() -> Iterator[None]:
     """OSError with the first reason, instead of every process's traceback; PyTorch's own warnings are not ours."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -54,6 +54,14 @@ def test_training_and_encoding_text_needs_no_torch(tmp_path):
     assert "torch" not in imported(statement)
 
 
+def test_training_imports_sharded_checkpoints_only_for_several_processes():
+    statement = (
+        "import sys, cs336_registry.pipeline.training, cs336_registry.pipeline.report\n"
+        "assert 'torch.distributed.checkpoint' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", statement], check=True)
+
+
 def test_backends_do_not_import_one_another():
     backends = Path(__file__).parents[2] / "backends"
     names = sorted(folder.name for folder in backends.iterdir() if (folder / "__init__.py").is_file())
