@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def explain(
     component: str,
@@ -15,7 +17,8 @@ def explain(
 ) -> int:
     """Say which backend would serve a component, who decided it, and why not another.
 
-    Examples: `cs336 explain attention --device cuda --dtype bfloat16`, `cs336 explain transformer_lm --backend triton`.
+    Ends with 1 where an error would be raised. Examples: `cs336 explain attention --device cuda --dtype bfloat16`,
+    `cs336 explain transformer_lm --backend triton`.
 
     Parameters
     ----------
@@ -34,6 +37,18 @@ def explain(
     """
     import cs336_registry as registry
 
-    wanted = {"gradient": gradient or None, "compile": compile or None}
-    print(registry.explain(component, device=device, dtype=dtype, backend=backend, **wanted))
+    from ..errors import UnavailableError, UnknownNameError
+    from ..plugin import DEVICES, DTYPES
+
+    if device is not None and device.partition(":")[0] not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
+    if dtype is not None and dtype.removeprefix("torch.") not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    wanted: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+    wanted |= {"gradient": gradient or None, "compile": compile or None}
+    print(registry.explain(component, **wanted))
+    try:
+        registry.resolve(component, **wanted)
+    except UnavailableError:
+        return 1
     return 0

@@ -139,6 +139,23 @@ def test_components_shows_contracts(capsys):
     assert "law rows" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--dtype", "bflot16"), "unknown dtype 'bflot16': did you mean 'bfloat16'? known: bfloat16,"),
+        (("--device", "cdua"), "unknown device 'cdua': did you mean 'cuda'? known: cpu, cuda"),
+    ],
+)
+def test_explain_suggests_what_was_meant(capsys, words, message):
+    code, _, err = run(capsys, "explain", "attention", *words)
+    assert code == 1 and err.startswith(f"error: {message}")
+
+
+def test_explaining_a_refusal_is_no_success(capsys):
+    code, out, _ = run(capsys, "explain", "attention", "--backend", "attention=heap_bpe")
+    assert code == 1 and "attention: an error would be raised" in out
+
+
 def test_explain_on_a_machine_without_cuda(capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, out, _ = run(capsys, "explain", "attention", "--device", "cuda")
