@@ -176,7 +176,7 @@ for wanted in "${parts[@]}"; do
         kit)
             part kit 250 "${pytest[@]}" "${workers[@]}" --pyargs cs336_registry.conformance --cs336-backend=triton \
                 --cs336-json "$out/triton_kit.json" ;;
-        *) echo "gpu_round: unknown part '$name' (${all[*]} step_1b kit)"
+        *) echo "gpu_round: unknown part '$name' (${all[*]} tuning kit)"
             failed=$((failed + 1)) ;;
     esac
 done

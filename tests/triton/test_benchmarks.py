@@ -111,16 +111,16 @@ def test_the_round_runs_its_parts_in_order(tmp_path):
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} "$@"\necho "asked: $*"\n'
-        'case "$*" in *triton_tuning*) exit 1 ;; esac\n'
+        'case "$*" in *training_step*) exit 1 ;; esac\n'
     )
     python.chmod(0o755)
     environment = {**os.environ, "REHEARSE": "1", "PYTHON": str(python), "OUT": str(tmp_path / "out")}
     command = ["bash", str(ROOT / "benchmarks" / "gpu_round.sh")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     asked = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("asked:")]
-    scripts = [f"benchmarks/{name}.py" for name in ("triton_tuning", "triton_ops", "training_step")]
+    scripts = [f"benchmarks/{name}.py" for name in ("training_step", "triton_ops")]
     assert [name for name in dict.fromkeys(asked) if name in scripts] == scripts
-    assert run.returncode == 1 and "1 parts failed" in run.stdout, run.stdout + run.stderr
-    run = subprocess.run([*command, "tests", "nonsense"], env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and "unknown part 'nonsense' (prepare tests tuning" in run.stdout
+    assert run.returncode == 2 and "2 parts failed" in run.stdout, run.stdout + run.stderr
+    run = subprocess.run([*command, "tests:5", "nonsense"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and "unknown part 'nonsense' (prepare tests step" in run.stdout
     assert "asked: -m pytest" in run.stdout
