@@ -100,9 +100,9 @@ def loss_kernel(
             columns = start + tl.arange(0, BLOCK)
             mask = columns < logits_stride
             logits = tl.load(logits_row + columns, mask=mask, other=0.0).to(ACCUMULATOR)
-            logits = tl.where(columns < n_cols, logits, highest)
+            # Beyond the vocabulary the gradient is 0: a product reads it there, beside words of weight 0.
+            logits = tl.where(columns < n_cols, logits, -float("inf"))
             logits_grad = (tl.exp(logits - highest - log_sum) - tl.where(columns == target, 1.0, 0.0)) * grad
-            logits_grad = tl.where(columns < n_cols, logits_grad, 0.0)
             tl.store(logits_row + columns, narrow(logits_grad, logits_pointer.dtype.element_ty), mask=mask)
 
 
