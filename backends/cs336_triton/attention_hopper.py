@@ -32,6 +32,12 @@ ROWS = 64
 """Rows of one consumer."""
 BACKWARD_ROWS = 128
 """Rows of the two consumers of a backward kernel, and what statistics are padded to: no tile of queries is longer."""
+SAVED_ROWS = 256
+"""Rows of the four consumers of the kernel that makes dQ from saved gradients."""
+SAVING_WIDTHS = (128,)
+"""Where saving the gradients of the scores is worth it."""
+WORKSPACE_BYTES = 1 << 30
+"""What the saved gradients of scores may take."""
 SHORTEST = 128
 """Fewer queries or keys than this are not worth the forward kernel's start."""
 SHORT = 2048
@@ -117,6 +123,7 @@ def backward(
     """Write the gradients that are wanted, with the sizes and orders of dimensions of q, k and v."""
     batch, heads, queries, width = q.shape
     kv_heads, keys = k.shape[1:3]
+    group = heads // kv_heads
     padded = _padded_length(queries)
     # The LSE to the base of 2, and delta.
     statistics = torch.empty((2, batch, heads, padded), dtype=torch.float32, device=lse.device)
@@ -131,39 +138,95 @@ def backward(
         num_warps=4,
         num_stages=1,
     )
-    sizes = (queries, keys, padded, scale, scale * math.log2(math.e))
-    constants = {"GROUP": heads // kv_heads, "IS_CAUSAL": is_causal}
-    # Tiles of ROWS rows are described once for both kernels.
+    scales = (scale, scale * math.log2(math.e))
+    constants = {"GROUP": group, "IS_CAUSAL": is_causal}
+    # Tiles of ROWS rows are described once for all kernels.
     q_rows, k_rows, v_rows, grad_rows = (described(x, ROWS) for x in (q, k, v, grad))
+    grad_q_rows = described(grad_q, ROWS)
+    key_blocks, query_blocks = cdiv(keys, BACKWARD_ROWS), cdiv(queries, BACKWARD_ROWS)
+    least = 2 * card(q.device).multiprocessors
+    key_section = _section(batch * kv_heads, 2 * group * queries * width, cdiv(least, key_blocks))
+    query_section = _section(batch * kv_heads, 2 * keys * width, cdiv(least, query_blocks * group)) * group
+    tiles_of_head = saved_tiles(cdiv(queries, ROWS), cdiv(keys, ROWS), is_causal)
 
     def run_queries(chosen: Configuration) -> None:
         block = chosen["BLOCK_N"]
         k_blocks, v_blocks = (k_rows, v_rows) if block == ROWS else (described(k, block), described(v, block))
         launch(
             kernels.attention_query_gradient_hopper_kernel,
-            (cdiv(queries, BACKWARD_ROWS), heads, batch),
-            *(binary_lse, delta, q_rows, k_blocks, v_blocks, grad_rows, described(grad_q, ROWS), *sizes),
+            (query_blocks * batch * heads,),
+            *(binary_lse, delta, q_rows, k_blocks, v_blocks, grad_rows, grad_q_rows),
+            *(heads, batch * heads, query_section, queries, keys, padded, *scales),
             **constants,
             **chosen.keywords,
         )
 
-    def run_keys(chosen: Configuration) -> None:
+    def run_keys(chosen: Configuration, saved: Any = None, first: int = 0, members: int = batch * kv_heads) -> None:
         block = chosen["BLOCK_M"]
         q_blocks, grad_blocks = (q_rows, grad_rows) if block == ROWS else (described(q, block), described(grad, block))
         launch(
             kernels.attention_key_gradient_hopper_kernel,
-            (cdiv(keys, BACKWARD_ROWS), kv_heads, batch),
+            (key_blocks * members,),
             *(grad_k, q_blocks, k_rows, v_rows, grad_blocks),
             *(described_numbers(binary_lse, block), described_numbers(delta, block)),
-            *(described(grad_k, ROWS), described(grad_v, ROWS), *sizes),
+            *(described(grad_k, ROWS), described(grad_v, ROWS), k_rows if saved is None else saved),
+            *(kv_heads, first, members, min(key_section, members), queries, keys, padded, tiles_of_head, *scales),
             **constants,
+            SAVES=saved is not None,
             **chosen.keywords,
         )
 
+    def run_saved_queries(saved: Any, first: int, members: int) -> None:
+        launch(
+            kernels.attention_saved_query_gradient_hopper_kernel,
+            (cdiv(queries, SAVED_ROWS) * members * group,),
+            *(grad_q, k_rows, saved, grad_q_rows),
+            *(heads, first * group, members * group, members * group, queries, keys, tiles_of_head, scale),
+            **constants,
+            STAGES=3,
+            num_warps=4,
+            num_stages=1,
+        )
+
+    members = 0
+    if want_q and want_kv and width in SAVING_WIDTHS:
+        members = saving_heads(batch * kv_heads, group * tiles_of_head, key_blocks, card(q.device))
+    if members:
+        saved = described_squares(q.new_empty((members * group * tiles_of_head, ROWS, ROWS)))
+        run_saving = partial(run_keys, saved=saved, members=members)
+        chosen = _choose("attention_saving_key_gradient_hopper", q, is_causal, run_saving)
+        for first in range(0, batch * kv_heads, members):
+            some = min(members, batch * kv_heads - first)
+            run_keys(chosen, saved, first, some)
+            run_saved_queries(saved, first, some)
+        return
     if want_q:
         run_queries(_choose("attention_query_gradient_hopper", q, is_causal, run_queries))
     if want_kv:
         run_keys(_choose("attention_key_gradient_hopper", q, is_causal, run_keys))
+
+
+def _section(heads: int, numbers: int, least: int) -> int:
+    """How many of `heads` heads have their turn together: `least`, or as many as fit the L2 cache with `numbers` each.
+
+    Sections are alike.
+    """
+    return cdiv(heads, cdiv(heads, max(least, L2_BYTES // (2 * numbers))))
+
+
+def saved_tiles(queries: int, keys: int, is_causal: bool) -> int:
+    """How many tiles of a head are saved, of `queries` times `keys`: with a causal mask those that it leaves."""
+    seen = min(queries, keys)
+    return seen * queries - seen * (seen - 1) // 2 if is_causal else queries * keys
+
+
+def saving_heads(heads: int, tiles: int, blocks: int, card: Card) -> int:
+    """For how many key heads at a time the gradients of the scores are saved, each of `tiles` tiles; 0: not at all."""
+    members = min(heads, WORKSPACE_BYTES // (tiles * ROWS * ROWS * 2))
+    # A head's programs take from one tile to all: only where there are many, the card is busy to the end.
+    if members < heads and members * blocks < 2 * card.multiprocessors:
+        return 0
+    return cdiv(heads, cdiv(heads, members))
 
 
 def _padded_length(queries: int) -> int:
@@ -217,6 +280,14 @@ _CANDIDATES: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
         # With few key heads 3 % faster, otherwise 5 % slower: it spills.
         {"BLOCK_M": 64, "STAGES": 3, "LAG": True},
     ),
+    ("attention_saving_key_gradient_hopper", 128): (
+        {"BLOCK_M": 64, "STAGES": 2, "LAG": False},
+        {"BLOCK_M": 64, "STAGES": 3, "LAG": True},
+    ),
+    ("attention_saving_key_gradient_hopper", 64): (
+        {"BLOCK_M": 64, "STAGES": 4, "LAG": True},
+        {"BLOCK_M": 64, "STAGES": 3, "LAG": False},
+    ),
 }
 """A tile's rows, the buffers of the ring, and what the kernels say about the rest."""
 
@@ -252,6 +323,11 @@ def described(x: Tensor, rows: int) -> Any:
 def described_numbers(x: Tensor, count: int) -> Any:
     """Pieces of `count` float32 of `x`, which is contiguous."""
     return _descriptor(x, [x.numel()], [1], [count], _layout(0, 32, 1))
+
+
+def described_squares(x: Tensor) -> Any:
+    """Squares of ROWS x ROWS of `x`, which is (squares, ROWS, ROWS) and contiguous."""
+    return _descriptor(x, list(x.shape), list(x.stride()), [1, ROWS, ROWS], _layout(128, 16, 3))
 
 
 def _descriptor(base: Tensor, shape: list[int], strides: list[int], block_shape: list[int], layout: Any) -> Any:

@@ -19,9 +19,11 @@ memory, and runs repeat bit by bit. FlashAttention-3's turns between consumers, 
 with its own products, gained nothing on an H200: the consumers fall out of step by themselves.
 
 The backward pass has three launches. `attention_statistics_kernel` (plain Triton) writes each query's log-sum-exp, in
-powers of two, and its delta, padded to whole tiles with values that make the probability 0. The kernel of dQ walks over
-the keys, the kernel of dK and dV over the queries, all heads of a group one after another. Nothing is added atomically:
-every run gives the same bits. The copy engine fills tiles with zeros beyond the end and stores nothing there, so that
+powers of two, and its delta, padded to whole tiles with values that make the probability 0. The kernel of dK and dV
+walks over the queries, all heads of a group one after another. The kernel of dQ walks over the keys: it computes the
+scores and their gradients once more (seven products in all), or, where there is room for them, reads the gradients
+that the other kernel has saved (five products). Programs are ordered like the forward pass's tiles, so that none is
+left with a long one at the end. Nothing is added atomically: every run gives the same bits. The copy engine fills tiles with zeros beyond the end and stores nothing there, so that
 only tiles on the causal diagonal, or with the last keys, are masked. With LAG the last product of a tile runs beside
 the first ones of the next, so that there are products to run during the exponentials; it costs registers.
 
@@ -50,6 +52,7 @@ LN_2 = gl.constexpr(0.6931471805599453)
 ROWS = gl.constexpr(64)
 """Rows of one consumer: what a warpgroup's product covers."""
 BACKWARD_CONSUMERS = gl.constexpr(2)
+SAVED_CONSUMERS = gl.constexpr(4)
 
 
 @gluon.jit
@@ -67,6 +70,12 @@ def copy_tile(descriptor, batch, head, row, barrier, buffer):
 def matrix(buffer):
     """A (1, 1, rows, features) buffer as (rows, features)."""
     return buffer.reshape([buffer.shape[2], buffer.shape[3]])
+
+
+@gluon.jit
+def square(buffer):
+    """A (1, rows, columns) buffer as (rows, columns)."""
+    return buffer.reshape([buffer.shape[1], buffer.shape[2]])
 
 
 @gluon.jit
@@ -113,22 +122,21 @@ def deals(tiles):
 
 
 @gluon.jit
-def located(tile, all_heads, blocks, section, IS_CAUSAL: gl.constexpr):
-    """The head (counted over the batch) and the block of queries of a tile.
+def located(tile, all_heads, blocks, section):
+    """The head (counted over the batch) of a tile, and the rank of its block: with a causal mask 0 is the longest one.
 
-    Heads come in sections whose keys and values fit the L2 cache together. Within one, all heads have their turn at one
-    length, then at the next: falling, in the section before that rising, so that lengths change gradually.
+    Heads come in sections, so that what they read fits the L2 cache together. Within one, all heads have their turn at
+    one rank, then at the next: rising, in the section before that falling, so that lengths change gradually, and the
+    last tiles of all are the shortest ones.
     """
     sections = gl.cdiv(all_heads, section)
     number = tile // (section * blocks)
     within = tile - number * section * blocks
     first = number * section
     members = gl.minimum(section, all_heads - first)
-    block = within // members
-    head = first + within - block * members
-    if IS_CAUSAL:
-        block = gl.where((sections - number) % 2 == 1, blocks - 1 - block, block)
-    return head, block
+    rank = within // members
+    head = first + within - rank * members
+    return head, gl.where((sections - number) % 2 == 1, rank, blocks - 1 - rank)
 
 
 @gluon.jit
@@ -159,10 +167,10 @@ def forward_producer(
     # Nobody has to empty a ring before its first round: the phase before the first one counts as complete.
     parity = 1
     for deal in range(deals(blocks * all_heads)):
-        head, block = located(dealt(deal), all_heads, blocks, section, IS_CAUSAL)
+        head, rank = located(dealt(deal), all_heads, blocks, section)
         batch = head // heads
         head = head % heads
-        start = block * ROWS * CONSUMERS
+        start = (blocks - 1 - rank) * ROWS * CONSUMERS
         for consumer in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(consumer), (deal & 1) ^ 1)
             mbarrier.expect(q_full.index(consumer), q.block_type.nbytes)
@@ -212,8 +220,8 @@ def forward_consumer(
     stage = 0
     parity = 0
     for deal in range(deals(blocks * all_heads)):
-        head, block = located(dealt(deal), all_heads, blocks, section, IS_CAUSAL)
-        start_tile = block * ROWS * CONSUMERS
+        head, rank = located(dealt(deal), all_heads, blocks, section)
+        start_tile = (blocks - 1 - rank) * ROWS * CONSUMERS
         start = start_tile + CONSUMER * ROWS
         count = visited(start, keys, BLOCK_N, IS_CAUSAL)
         if IS_CAUSAL and ROWS * CONSUMERS > BLOCK_N:
@@ -383,10 +391,19 @@ def attention_statistics_kernel(
 
 
 @gluon.jit
+def saved_place(query_tile, key_tile, query_tiles, IS_CAUSAL: gl.constexpr):
+    """Where a head's (64 keys, 64 queries) are among its tiles: key by key, without those that the mask empties."""
+    place = key_tile * query_tiles + query_tile
+    if IS_CAUSAL:
+        place -= key_tile * (key_tile + 1) // 2
+    return place
+
+
+@gluon.jit
 def key_gradient_producer(
     q_descriptor, grad_descriptor, k_descriptor, v_descriptor, lse_descriptor, delta_descriptor,
     k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-    batch, kv_head, start_n, first, tiles, padded, GROUP: gl.constexpr, STAGES: gl.constexpr,
+    batch, kv_heads, kv_head, start_n, first, tiles, padded, GROUP: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Fetch K and V once, then Q, grad and the statistics of `tiles` tiles of every head of the group."""
     BLOCK_M: gl.constexpr = q_ring.shape[3]
@@ -401,7 +418,7 @@ def key_gradient_producer(
     for index in range(GROUP * tiles):
         stage = index % STAGES
         row = tile * BLOCK_M
-        statistic = (batch * (gl.num_programs(1) * GROUP) + head) * padded + row
+        statistic = (batch * kv_heads * GROUP + head) * padded + row
         mbarrier.wait(free.index(stage), (index // STAGES & 1) ^ 1)
         barrier = ready.index(stage)
         mbarrier.expect(barrier, 2 * BLOCK_M * WIDTH * 2 + 2 * BLOCK_M * 4)
@@ -417,12 +434,15 @@ def key_gradient_producer(
 
 @gluon.jit
 def key_gradient_consumer(
-    consumer, k_descriptor, grad_k_descriptor, grad_v_descriptor,
-    k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-    start_n, first, tiles, scale, scale_log2,
-    GROUP: gl.constexpr, STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr,
+    consumer, k_descriptor, grad_k_descriptor, grad_v_descriptor, saved_descriptor,
+    k_tiles, v_tiles, saved_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
+    batch, kv_head, member, start_n, first, tiles, query_tiles, keys, tiles_of_head, scale, scale_log2,
+    GROUP: gl.constexpr, STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr, SAVES: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the 64 keys of one consumer. Scores are (keys, queries) here."""
+    """dK and dV of the 64 keys of one consumer. Scores are (keys, queries) here.
+
+    With SAVES the gradients of the scores are kept for `attention_saved_query_gradient_hopper_kernel`.
+    """
     BLOCK_M: gl.constexpr = q_ring.shape[3]
     WIDTH: gl.constexpr = q_ring.shape[4]
     WARPS: gl.constexpr = gl.num_warps()
@@ -438,10 +458,16 @@ def key_gradient_consumer(
     grad_k = gl.zeros([ROWS, WIDTH], gl.float32, sums_layout)
     grad_v = gl.zeros([ROWS, WIDTH], gl.float32, sums_layout)
     operand = gl.zeros([ROWS, BLOCK_M], dtype, operand_layout)
+    if SAVES:
+        gl.static_assert(BLOCK_M == ROWS)
+        operand = square(saved_tiles.index(2 * consumer + 1))
+        operand.store(gl.zeros([ROWS, ROWS], dtype, scores_layout))
+        fence_async_shared()
     k_tile = matrix(k_tiles.index(consumer))
     v_tile = matrix(v_tiles.index(consumer))
     mbarrier.wait(fixed_ready, 0)
     tile = first
+    place = member * GROUP * tiles_of_head + saved_place(first, first_key // ROWS, query_tiles, IS_CAUSAL)
     for index in range(total):
         stage = index % STAGES
         mbarrier.wait(ready.index(stage), index // STAGES & 1)
@@ -456,12 +482,16 @@ def key_gradient_consumer(
         scores = warpgroup_mma_wait(2 if LAG else 1, deps=[scores])
         lse = lse_ring.index(stage).load(per_query)
         exponents = scores * scale_log2 - lse[None, :]
+        columns = first_key + gl.arange(0, ROWS, gl.SliceLayout(1, scores_layout))
         if IS_CAUSAL:
             row = tile * BLOCK_M
             if row < first_key + ROWS:
                 rows = row + gl.arange(0, BLOCK_M, per_query)
-                columns = first_key + gl.arange(0, ROWS, gl.SliceLayout(1, scores_layout))
                 exponents = gl.where(rows[None, :] >= columns[:, None], exponents, float("-inf"))
+        if SAVES:  # noqa: SIM102  (what is known when compiling)
+            # Beyond the last key only what is saved is read on.
+            if first_key + ROWS > keys:
+                exponents = gl.where((columns < keys)[:, None], exponents, float("-inf"))
         weights = power_of_two(exponents)
         weights_operand = gl.convert_layout(weights.to(dtype), operand_layout)
         grad_v = warpgroup_mma(weights_operand, grad_tile, grad_v, is_async=True)
@@ -470,43 +500,65 @@ def key_gradient_consumer(
         grad_scores = weights * (grad_weights - delta[None, :])
         if LAG:
             grad_k, grad_v, grad_scores = warpgroup_mma_wait(0, deps=[grad_k, grad_v, grad_scores])
-            operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)
             mbarrier.arrive(free.index(previous), count=1, pred=index > 0)
+        if SAVES:
+            # The copy engine has read the tile before the last one.
+            tma.store_wait(1)
+            saved_tile = saved_tiles.index(2 * consumer + index % 2)
+            operand = square(saved_tile)
+            operand.store(grad_scores.to(dtype))
+            fence_async_shared()
+            if not IS_CAUSAL or tile * ROWS >= first_key:
+                tma.async_copy_shared_to_global(saved_descriptor, [place, 0, 0], saved_tile)
         else:
             operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)
+        if not LAG:
             grad_k = warpgroup_mma(operand, q_tile, grad_k, is_async=True)
             grad_k, grad_v = warpgroup_mma_wait(0, deps=[grad_k, grad_v])
             mbarrier.arrive(free.index(stage), count=1)
         tile += 1
-        tile = gl.where(tile == first + tiles, first, tile)
+        place += 1
+        if GROUP > 1:  # noqa: SIM102  (what is known when compiling)
+            if tile == first + tiles:
+                tile = first
+                place += tiles_of_head - tiles
     if LAG:  # noqa: SIM102  (what is known when compiling)
         if total > 0:
             last = matrix(q_ring.index((total - 1) % STAGES))
             grad_k = warpgroup_mma(operand, last, grad_k)
-    kv_head = gl.program_id(1)
-    batch = gl.program_id(2)
     store_matrix(grad_v_descriptor, batch, kv_head, first_key, v_tiles.index(consumer), grad_v)
     store_matrix(grad_k_descriptor, batch, kv_head, first_key, k_tiles.index(consumer), grad_k * scale)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["queries", "keys"])
+@gluon.jit(do_not_specialize=["kv_heads", "first_head", "all_heads", "section", "queries", "keys", "tiles_of_head"])
 def attention_key_gradient_hopper_kernel(
     grad_k, q_descriptor, k_descriptor, v_descriptor, grad_descriptor, lse_descriptor, delta_descriptor,
-    grad_k_descriptor, grad_v_descriptor, queries, keys, padded, scale, scale_log2,
+    grad_k_descriptor, grad_v_descriptor, saved_descriptor,
+    kv_heads, first_head, all_heads, section, queries, keys, padded, tiles_of_head, scale, scale_log2,
     GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+    SAVES: gl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of 128 keys of one key head, summed over the queries of its group."""
-    start_n = gl.program_id(0) * (BACKWARD_CONSUMERS * ROWS)
-    kv_head = gl.program_id(1)
-    batch = gl.program_id(2)
+    """One program: dK and dV of 128 keys of one key head, summed over the queries of its group.
+
+    The key heads `first_head ... first_head + all_heads` have their turn, counted over the batch.
+    """
+    blocks = gl.cdiv(keys, BACKWARD_CONSUMERS * ROWS)
+    member, block = located(gl.program_id(0), all_heads, blocks, section)
+    start_n = block * (BACKWARD_CONSUMERS * ROWS)
+    batch = (first_head + member) // kv_heads
+    kv_head = (first_head + member) % kv_heads
     first = start_n * 0
     if IS_CAUSAL:
         first = start_n // BLOCK_M
-    tiles = gl.maximum(gl.cdiv(queries, BLOCK_M) - first, 0)
+    query_tiles = gl.cdiv(queries, BLOCK_M)
+    tiles = gl.maximum(query_tiles - first, 0)
 
     k_tiles = buffers(BACKWARD_CONSUMERS, k_descriptor)
     v_tiles = buffers(BACKWARD_CONSUMERS, v_descriptor)
+    saved_tiles = k_tiles
+    if SAVES:
+        saved_tiles = buffers(2 * BACKWARD_CONSUMERS, saved_descriptor)
     q_ring = buffers(STAGES, q_descriptor)
     grad_ring = buffers(STAGES, grad_descriptor)
     lse_ring = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], lse_descriptor.layout)
@@ -523,19 +575,21 @@ def attention_key_gradient_hopper_kernel(
     gl.warp_specialize(
         [
             (key_gradient_consumer, (
-                0, k_descriptor, grad_k_descriptor, grad_v_descriptor,
-                k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-                start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
+                0, k_descriptor, grad_k_descriptor, grad_v_descriptor, saved_descriptor,
+                k_tiles, v_tiles, saved_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
+                batch, kv_head, member, start_n, first, tiles, query_tiles, keys, tiles_of_head, scale, scale_log2,
+                GROUP, STAGES, IS_CAUSAL, LAG, SAVES,
             )),
             (key_gradient_consumer, (
-                1, k_descriptor, grad_k_descriptor, grad_v_descriptor,
-                k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-                start_n, first, tiles, scale, scale_log2, GROUP, STAGES, IS_CAUSAL, LAG,
+                1, k_descriptor, grad_k_descriptor, grad_v_descriptor, saved_descriptor,
+                k_tiles, v_tiles, saved_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
+                batch, kv_head, member, start_n, first, tiles, query_tiles, keys, tiles_of_head, scale, scale_log2,
+                GROUP, STAGES, IS_CAUSAL, LAG, SAVES,
             )),
             (key_gradient_producer, (
                 q_descriptor, grad_descriptor, k_descriptor, v_descriptor, lse_descriptor, delta_descriptor,
                 k_tiles, v_tiles, q_ring, grad_ring, lse_ring, delta_ring, fixed_ready, ready, free,
-                batch, kv_head, start_n, first, tiles, padded, GROUP, STAGES,
+                batch, kv_heads, kv_head, start_n, first, tiles, padded, GROUP, STAGES,
             )),
         ],
         [4, 1],
@@ -569,7 +623,7 @@ def query_gradient_producer(
 def query_gradient_consumer(
     consumer, q_descriptor, grad_q_descriptor, binary_lse, delta,
     q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-    statistic, start_m, tiles, keys, scale, scale_log2,
+    batch, head, statistic, start_m, tiles, keys, scale, scale_log2,
     STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
     """dQ of the 64 queries of one consumer."""
@@ -629,31 +683,27 @@ def query_gradient_consumer(
             mbarrier.arrive(free.index(stage), count=1)
     if LAG:
         grad_q = warpgroup_mma(operand, matrix(k_ring.index((tiles - 1) % STAGES)), grad_q)
-    head = gl.program_id(1)
-    batch = gl.program_id(2)
     store_matrix(grad_q_descriptor, batch, head, first_query, q_tiles.index(consumer), grad_q * scale)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["queries", "keys"])
+@gluon.jit(do_not_specialize=["heads", "all_heads", "section", "queries", "keys"])
 def attention_query_gradient_hopper_kernel(
     binary_lse, delta, q_descriptor, k_descriptor, v_descriptor, grad_descriptor, grad_q_descriptor,
-    queries, keys, padded, scale, scale_log2,
+    heads, all_heads, section, queries, keys, padded, scale, scale_log2,
     GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
     """One program: dQ of 128 queries of one head, summed over all their keys."""
-    block = gl.program_id(0)
-    if IS_CAUSAL:
-        # The last queries have the most keys: start them first.
-        block = gl.num_programs(0) - 1 - block
-    start_m = block * (BACKWARD_CONSUMERS * ROWS)
-    head = gl.program_id(1)
-    batch = gl.program_id(2)
+    blocks = gl.cdiv(queries, BACKWARD_CONSUMERS * ROWS)
+    place, rank = located(gl.program_id(0), all_heads, blocks, section)
+    start_m = (blocks - 1 - rank) * (BACKWARD_CONSUMERS * ROWS)
+    batch = place // heads
+    head = place % heads
     end = keys
     if IS_CAUSAL:
         end = gl.minimum(keys, start_m + BACKWARD_CONSUMERS * ROWS)
     tiles = gl.cdiv(end, BLOCK_N)
-    statistic = (batch * gl.num_programs(1) + head) * padded
+    statistic = place * padded
 
     q_tiles = buffers(BACKWARD_CONSUMERS, q_descriptor)
     grad_tiles = buffers(BACKWARD_CONSUMERS, grad_descriptor)
@@ -673,12 +723,12 @@ def attention_query_gradient_hopper_kernel(
             (query_gradient_consumer, (
                 0, q_descriptor, grad_q_descriptor, binary_lse, delta,
                 q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-                statistic, start_m, tiles, keys, scale, scale_log2, STAGES, IS_CAUSAL, LAG,
+                batch, head, statistic, start_m, tiles, keys, scale, scale_log2, STAGES, IS_CAUSAL, LAG,
             )),
             (query_gradient_consumer, (
                 1, q_descriptor, grad_q_descriptor, binary_lse, delta,
                 q_tiles, grad_tiles, k_ring, v_ring, fixed_ready, ready, free,
-                statistic, start_m, tiles, keys, scale, scale_log2, STAGES, IS_CAUSAL, LAG,
+                batch, head, statistic, start_m, tiles, keys, scale, scale_log2, STAGES, IS_CAUSAL, LAG,
             )),
             (query_gradient_producer, (
                 q_descriptor, grad_descriptor, k_descriptor, v_descriptor, q_tiles, grad_tiles, k_ring, v_ring,
@@ -687,4 +737,127 @@ def attention_query_gradient_hopper_kernel(
         ],
         [4, 1],
         [240, 24],
+    )  # fmt: skip
+
+
+@gluon.jit
+def consumer_tiles(consumer, first_tile, query_tiles, tiles, IS_CAUSAL: gl.constexpr):
+    """How many of the `tiles` tiles of keys the 64 queries of a consumer see; queries beyond the end see none."""
+    own = tiles
+    if IS_CAUSAL:
+        own = gl.minimum(tiles, first_tile + consumer + 1)
+    return gl.where(first_tile + consumer < query_tiles, own, 0)
+
+
+@gluon.jit
+def saved_producer(
+    k_descriptor, saved_descriptor, k_ring, saved_ring, ready, free,
+    batch, kv_head, member, first_tile, query_tiles, tiles, tiles_of_head,
+    IS_CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Fetch `tiles` tiles of K, and with each of them the tile of every consumer that has one."""
+    CONSUMERS: gl.constexpr = SAVED_CONSUMERS
+    for index in range(tiles):
+        stage = index % STAGES
+        mbarrier.wait(free.index(stage), (index // STAGES & 1) ^ 1)
+        barrier = ready.index(stage)
+        mbarrier.expect(barrier, k_descriptor.block_type.nbytes)
+        copy_tile(k_descriptor, batch, kv_head, index * ROWS, barrier, k_ring.index(stage))
+        place = member * tiles_of_head + saved_place(first_tile, index, query_tiles, IS_CAUSAL)
+        for consumer in gl.static_range(CONSUMERS):
+            if index < consumer_tiles(consumer, first_tile, query_tiles, tiles, IS_CAUSAL):
+                mbarrier.expect(barrier, saved_descriptor.block_type.nbytes)
+                buffer = saved_ring.index(stage * CONSUMERS + consumer)
+                tma.async_copy_global_to_shared(saved_descriptor, [place + consumer, 0, 0], barrier, buffer)
+            else:
+                mbarrier.arrive(barrier, count=1)
+
+
+@gluon.jit
+def saved_consumer(
+    consumer, grad_q_descriptor, grad_q_tiles, k_ring, saved_ring, ready, free,
+    batch, head, first_tile, query_tiles, tiles, scale,
+    IS_CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """dQ of the 64 queries of one consumer."""
+    WIDTH: gl.constexpr = k_ring.shape[4]
+    CONSUMERS: gl.constexpr = SAVED_CONSUMERS
+    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, WIDTH, 16])
+    own = consumer_tiles(consumer, first_tile, query_tiles, tiles, IS_CAUSAL)
+    grad_q = gl.zeros([ROWS, WIDTH], gl.float32, sums_layout)
+    for index in range(own):
+        stage = index % STAGES
+        mbarrier.wait(ready.index(stage), index // STAGES & 1)
+        saved = saved_ring.index(stage * CONSUMERS + consumer).reshape([ROWS, ROWS]).permute([1, 0])
+        grad_q = warpgroup_mma(saved, matrix(k_ring.index(stage)), grad_q, is_async=True)
+        # The product before this one is done, and its buffers are free.
+        grad_q = warpgroup_mma_wait(1, deps=[grad_q])
+        mbarrier.arrive(free.index((index + STAGES - 1) % STAGES), count=1, pred=index > 0)
+    grad_q = warpgroup_mma_wait(0, deps=[grad_q])
+    mbarrier.arrive(free.index((own + STAGES - 1) % STAGES), count=1, pred=own > 0)
+    # Tiles that only a later consumer has. Waiting first keeps this arrival out of an earlier phase.
+    for index in range(own, tiles):
+        mbarrier.wait(ready.index(index % STAGES), index // STAGES & 1)
+        mbarrier.arrive(free.index(index % STAGES), count=1)
+    first_query = (first_tile + consumer) * ROWS
+    store_matrix(grad_q_descriptor, batch, head, first_query, grad_q_tiles.index(consumer), grad_q * scale)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["heads", "first_head", "all_heads", "section", "queries", "keys", "tiles_of_head"])
+def attention_saved_query_gradient_hopper_kernel(
+    grad_q, k_descriptor, saved_descriptor, grad_q_descriptor,
+    heads, first_head, all_heads, section, queries, keys, tiles_of_head, scale,
+    GROUP: gl.constexpr, IS_CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One program: dQ of 256 queries of one head, from the gradients of the scores that the kernel of dK and dV saved.
+
+    The heads `first_head ... first_head + all_heads` have their turn, counted over the batch.
+    """
+    CONSUMERS: gl.constexpr = SAVED_CONSUMERS
+    blocks = gl.cdiv(queries, CONSUMERS * ROWS)
+    member, rank = located(gl.program_id(0), all_heads, blocks, section)
+    first_tile = (blocks - 1 - rank) * CONSUMERS
+    batch = (first_head + member) // heads
+    head = (first_head + member) % heads
+    query_tiles = gl.cdiv(queries, ROWS)
+    tiles = gl.cdiv(keys, ROWS)
+    if IS_CAUSAL:
+        tiles = gl.minimum(tiles, gl.minimum(first_tile + CONSUMERS, query_tiles))
+
+    k_ring = buffers(STAGES, k_descriptor)
+    saved_ring = buffers(STAGES * CONSUMERS, saved_descriptor)
+    grad_q_tiles = buffers(CONSUMERS, grad_q_descriptor)
+    ready = barriers(STAGES)
+    free = barriers(STAGES)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(ready.index(stage), count=1 + CONSUMERS)
+        mbarrier.init(free.index(stage), count=CONSUMERS)
+    fence_async_shared()
+
+    gl.warp_specialize(
+        [
+            (saved_consumer, (
+                0, grad_q_descriptor, grad_q_tiles, k_ring, saved_ring, ready, free,
+                batch, head, first_tile, query_tiles, tiles, scale, IS_CAUSAL, STAGES,
+            )),
+            (saved_consumer, (
+                1, grad_q_descriptor, grad_q_tiles, k_ring, saved_ring, ready, free,
+                batch, head, first_tile, query_tiles, tiles, scale, IS_CAUSAL, STAGES,
+            )),
+            (saved_consumer, (
+                2, grad_q_descriptor, grad_q_tiles, k_ring, saved_ring, ready, free,
+                batch, head, first_tile, query_tiles, tiles, scale, IS_CAUSAL, STAGES,
+            )),
+            (saved_consumer, (
+                3, grad_q_descriptor, grad_q_tiles, k_ring, saved_ring, ready, free,
+                batch, head, first_tile, query_tiles, tiles, scale, IS_CAUSAL, STAGES,
+            )),
+            (saved_producer, (
+                k_descriptor, saved_descriptor, k_ring, saved_ring, ready, free,
+                batch, head // GROUP, member, first_tile, query_tiles, tiles, tiles_of_head, IS_CAUSAL, STAGES,
+            )),
+        ],
+        [4, 4, 4, 1],
+        [104, 104, 104, 24],
     )  # fmt: skip

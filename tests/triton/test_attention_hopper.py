@@ -5,10 +5,12 @@ The interpreter doesn't run them. `test_cross_compilation` compiles them anywher
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,31 @@ def test_values_and_gradients(shape, d, dtype):
     given = inputs(maker(dtype), SHAPES[shape], d)
     check_served(given)
     check_against_float64("attention", attention, given)
+
+
+@on_hopper
+@pytest.mark.parametrize("heads", [0, 2])
+@pytest.mark.parametrize("shape", ["odd", "fewer_keys", "long"])
+def test_gradients_of_scores_saved_for_some_heads_at_a_time_or_not_at_all(shape, heads, monkeypatch):
+    """The first launch's workspace serves all others; without one, dQ is made from scores computed again."""
+    from cs336_triton import attention_hopper
+    from cs336_triton.attention import attention
+
+    monkeypatch.setattr(attention_hopper, "saving_heads", lambda *_: heads)
+    check_against_float64("attention", attention, inputs(maker("bfloat16"), SHAPES[shape], 128))
+
+
+@on_hopper
+def test_keys_beyond_the_end_weigh_nothing_in_what_is_saved():
+    """Their scores are 0 and every other is far below: unmasked, their weights would be infinite."""
+    from cs336_triton.attention import attention
+
+    make = maker("bfloat16")
+    given = {name: make.normal(1, 2, 200, 128) for name in ("q", "k", "v")}
+    given["q"] = given["q"].abs() * 4
+    given["k"] = -given["k"].abs() * 4
+    for is_causal in (False, True):
+        check_against_float64("attention", attention, given | {"is_causal": is_causal})
 
 
 @on_hopper
@@ -188,31 +215,64 @@ def test_other_cards_are_refused(capability):
         assert not attention_hopper.serves(x, x, x, 0.1) and not attention_hopper.serves_backward(x, x, x, x)
 
 
-def test_masks_and_documents_go_to_the_other_kernels(monkeypatch):
-    from cs336_triton import attention, attention_hopper
+def kernels_of(masking: str = "", d: int = 64, length: int = 200) -> list[str]:
+    from cs336_triton import attention
     from cs336_triton.cross_compilation import CARDS, launches_of
 
-    def kernels(masking: str = "") -> list[str]:
-        def call() -> None:
-            attention._forward_backward(2, 4, 4, 200, 64, torch.bfloat16, True, masking)
+    def call() -> None:
+        attention._forward_backward(2, 4, 4, length, d, torch.bfloat16, True, masking)
 
-        return [launch.kernel.fn.__name__ for launch in launches_of(call, CARDS[90])]
+    return [launch.kernel.fn.__name__ for launch in launches_of(call, CARDS[90])]
 
-    assert kernels() == [
+
+def test_gradients_of_scores_are_saved_where_there_is_room():
+    """At 65,536 tokens a head's take 4.3 GB."""
+    saving = ["attention_key_gradient_hopper_kernel", "attention_saved_query_gradient_hopper_kernel"]
+    computing = ["attention_query_gradient_hopper_kernel", "attention_key_gradient_hopper_kernel"]
+    assert kernels_of(d=128)[2:] == saving
+    assert kernels_of(d=128, length=16384)[2:] == 3 * saving
+    assert kernels_of(d=128, length=65536)[2:] == computing
+    assert kernels_of(d=64)[2:] == computing
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_every_saved_tile_has_a_place_of_its_own(hopper, is_causal):
+    saved_place = hopper.kernels.saved_place.fn
+    for queries, keys in itertools.product(range(1, 6), repeat=2):
+        tiles = [(i, j) for j in range(keys) for i in range(queries) if i >= j or not is_causal]
+        places = [saved_place(query, key, queries, is_causal) for query, key in tiles]
+        assert places == list(range(hopper.saved_tiles(queries, keys, is_causal)))
+
+
+@pytest.mark.parametrize(("heads", "blocks"), [(1, 1), (3, 9), (16, 64), (64, 64), (24, 8)])
+def test_every_program_gets_a_tile_of_its_own_and_the_last_one_the_shortest(hopper, heads, blocks, monkeypatch):
+    language = SimpleNamespace(cdiv=lambda a, b: -(-a // b), minimum=min, where=lambda c, a, b: a if c else b)
+    monkeypatch.setattr(hopper.kernels, "gl", language)
+    located = hopper.kernels.located.fn
+    for section in range(1, heads + 1):
+        found = [located(tile, heads, blocks, section) for tile in range(heads * blocks)]
+        assert sorted(found) == [(head, rank) for head in range(heads) for rank in range(blocks)]
+        assert found[-1][1] == blocks - 1
+
+
+def test_masks_and_documents_go_to_the_other_kernels(monkeypatch):
+    from cs336_triton import attention_hopper
+
+    assert kernels_of() == [
         "attention_forward_hopper_kernel",
         "attention_statistics_kernel",
         "attention_query_gradient_hopper_kernel",
         "attention_key_gradient_hopper_kernel",
     ]
     plain = [f"attention_{part}_kernel" for part in ("forward", "delta", "query_gradient", "key_gradient")]
-    assert kernels("mask") == kernels("documents") == plain
+    assert kernels_of("mask") == kernels_of("documents") == plain
     monkeypatch.setattr(attention_hopper, "AVAILABLE", False)
-    assert kernels() == plain
+    assert kernels_of() == plain
 
 
 def test_descriptors_would_pass_the_checks_that_they_skip(hopper):
     """`described` makes them without Triton's constructor, for the time it takes."""
-    from cs336_triton import attention, configurations
+    from cs336_triton import attention, attention_hopper, configurations
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     def launches(x: torch.Tensor, chosen: dict) -> list:
@@ -240,7 +300,8 @@ def test_descriptors_would_pass_the_checks_that_they_skip(hopper):
                     seen += 1
                     checked = TensorDescriptor(made.base, made.shape, made.strides, made.block_shape, made.layout)
                     assert (checked.padding, checked.layout) == (made.padding, made.layout)
-        assert seen == 17 * (1 + sum(len(candidates) - 1 for candidates in found_keys.values()))
+        expected = 16 if x.shape[3] in attention_hopper.SAVING_WIDTHS else 18
+        assert seen == expected * (1 + sum(len(candidates) - 1 for candidates in found_keys.values()))
 
 
 def test_compiled_kernels_are_told_apart_by_tiles_and_dtypes(hopper):

@@ -22,7 +22,7 @@ SPILLS = {
     ("attention_query_gradient_kernel", "float32_d128"): 256,
     ("attention_query_gradient_kernel", "bfloat16_d256"): 8,
     ("attention_key_gradient_kernel", "bfloat16_d128_grouped"): 32,
-    ("attention_key_gradient_hopper_kernel", "d128"): 8,
+    ("attention_key_gradient_hopper_kernel", "d128"): 64,
     ("backward_kernel", "rmsnorm_backward_float32_16384"): 16,
     ("backward_kernel", "add_rmsnorm_backward_bfloat16_16384"): 8,
     ("backward_kernel", "add_rmsnorm_backward_float16_16384"): 8,
