@@ -23,9 +23,10 @@ powers of two, and its delta, padded to whole tiles with values that make the pr
 walks over the queries, all heads of a group one after another. The kernel of dQ walks over the keys: it computes the
 scores and their gradients once more (seven products in all), or, where there is room for them, reads the gradients
 that the other kernel has saved (five products). Programs are ordered like the forward pass's tiles, so that none is
-left with a long one at the end. Nothing is added atomically: every run gives the same bits. The copy engine fills tiles with zeros beyond the end and stores nothing there, so that
-only tiles on the causal diagonal, or with the last keys, are masked. With LAG the last product of a tile runs beside
-the first ones of the next, so that there are products to run during the exponentials; it costs registers.
+left with a long one at the end. Nothing is added atomically: every run gives the same bits. The copy engine fills tiles
+with zeros beyond the end and stores nothing there, so that only tiles on the causal diagonal, or with the last keys,
+are masked. With LAG the last product of a tile runs beside the first ones of the next, so that there are products to
+run during the exponentials; it costs registers.
 
 The copy engine and these kernels count rows in int32. Importing this file needs a Triton that has Gluon.
 
