@@ -281,12 +281,9 @@ _CANDIDATES: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
         {"BLOCK_M": 64, "STAGES": 3, "LAG": True},
     ),
     ("attention_saving_key_gradient_hopper", 128): (
-        {"BLOCK_M": 64, "STAGES": 2, "LAG": False},
         {"BLOCK_M": 64, "STAGES": 3, "LAG": True},
-    ),
-    ("attention_saving_key_gradient_hopper", 64): (
-        {"BLOCK_M": 64, "STAGES": 4, "LAG": True},
-        {"BLOCK_M": 64, "STAGES": 3, "LAG": False},
+        # With few key heads 5 % faster, otherwise up to 1.5 % slower.
+        {"BLOCK_M": 64, "STAGES": 2, "LAG": False},
     ),
 }
 """A tile's rows, the buffers of the ring, and what the kernels say about the rest."""

@@ -509,7 +509,11 @@ def key_gradient_consumer(
             operand = square(saved_tile)
             operand.store(grad_scores.to(dtype))
             fence_async_shared()
-            if not IS_CAUSAL or tile * ROWS >= first_key:
+            # A tile of keys beyond the end, or that the mask empties, has no place.
+            kept = first_key < keys
+            if IS_CAUSAL:
+                kept &= tile * ROWS >= first_key
+            if kept:
                 tma.async_copy_shared_to_global(saved_descriptor, [place, 0, 0], saved_tile)
         else:
             operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)

@@ -27,11 +27,12 @@ SHAPES = {
     # batch, heads, kv_heads, queries, keys, is_causal
     "odd": (2, 3, 3, 257, 257, True),
     "grouped": (1, 4, 2, 129, 513, False),
-    "fewer_keys": (1, 4, 2, 640, 200, True),
+    "fewer_keys": (1, 4, 2, 640, 300, True),
     "fewer_queries": (1, 4, 2, 200, 640, True),
     "long": (2, 9, 9, 2111, 2111, True),
 }
-"""In the last one every program walks over several tiles, and at 64 features with three consumers."""
+"""In the second and the third the last 64 keys of the last program don't exist, and queries would see them. In the last
+one every program walks over several tiles, and at 64 features with three consumers."""
 
 
 def inputs(make, shape, d: int) -> dict:
