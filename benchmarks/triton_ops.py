@@ -179,9 +179,15 @@ def quack(name: str) -> Callable[..., Any]:
     function = getattr(importlib.import_module(f"quack.{name}"), name)
     if name == "rmsnorm":
         return partial(function, eps=1e-5)
-    if name == "cross_entropy":
-        return lambda logits, targets: function(logits, targets).to(logits.dtype)
-    return function
+    if name != "cross_entropy":
+        return function
+
+    def cross_entropy(logits, targets):
+        losses = function(logits, targets, reduction="none")
+        # Not its own mean, whose gradient is one number for all rows: its backward pass takes none that is broadcast.
+        return losses.dot(losses.new_full(losses.shape, 1.0 / len(losses))).to(logits.dtype)
+
+    return cross_entropy
 
 
 def liger(name: str) -> Callable[..., Any]:
