@@ -86,9 +86,11 @@ GPU_PEERS = {
     "PyTorch": ("torch", "torch_fused"),
     "torch.compile": ("torch_compile_of_reference",),
     "Liger": ("liger",),
+    "quack": ("quack",),
     "SDPA": ("sdpa_default",),
     "cuDNN": ("sdpa_cudnn",),
     "FlashAttention-2": ("sdpa_flash",),
+    "FlashAttention-4": ("flash_attention_4",),
 }
 
 
@@ -119,7 +121,7 @@ def gpu_ops(rows: Sequence[dict[str, Any]]) -> str:
             for names in GPU_PEERS.values()
         ]
         share = f"{own['share_of_limit']:.0%} of {own['limit']}{rate}"
-        size = f"{workload}, {dtype}" if dtype != "bfloat16" else workload
+        size = workload + f", {dtype}" * (dtype != "bfloat16") + ", called" * (own.get("timing") != "graph")
         lines.append(
             f"| {component} | {size} | {direction} | {duration(own['seconds'])} | {share} | {' | '.join(cells)} |"
         )
@@ -131,7 +133,10 @@ def _times(own: dict[str, Any], other: dict[str, Any] | None) -> str:
 
 
 def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
-    """One training step on a GPU, contender by contender: tokens per second, share of the matrix limit, memory."""
+    """One training step on a GPU, contender by contender: tokens per second, share of the matrix limit, memory.
+
+    Of every workload the newest run, which is known by its commit.
+    """
     chosen = [
         row
         for row in rows
@@ -142,9 +147,10 @@ def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
         "| model x sequences | contender | tokens/s | model FLOP/s of the matrix limit | peak memory | commit |",
         "|---|---|---|---|---|---|",
     ]
-    for workload in dict.fromkeys(row["workload"] for row in newest):
-        mine = sorted((row for row in newest if row["workload"] == workload), key=lambda row: row["seconds"])
-        for row in mine:
+    runs = {row["workload"]: row["commit"] for row in chosen}
+    for workload, commit in runs.items():
+        mine = [row for row in newest if (row["workload"], row["commit"]) == (workload, commit)]
+        for row in sorted(mine, key=lambda row: row["seconds"]):
             share = row["flops_per_second"] / row["matmul_flops_per_second"]
             lines.append(
                 f"| {workload} | `{row['backend']}` | {row['tokens_per_second']:,.0f} | {share:.1%} |"

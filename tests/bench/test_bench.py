@@ -135,19 +135,24 @@ def test_tables_are_rendered_between_markers_and_staleness_is_seen(tmp_path):
 
 def test_tables_of_a_gpu_compare_within_a_run_and_show_losers():
     place = {"benchmark": "triton_ops", "workload": "8x9", "direction": "both", "dtype": "bfloat16", "machine": "card"}
-    place |= {"component": "softmax", "limit": "copy", "share_of_limit": 0.5, "commit": "new"}
+    place |= {"component": "softmax", "limit": "copy", "share_of_limit": 0.5, "commit": "new", "timing": "graph"}
     found = [
         {**place, "backend": "triton", "seconds": 9.0, "commit": "old"},
         {**place, "backend": "torch", "seconds": 9.0, "commit": "old"},
         {**place, "backend": "triton", "seconds": 2e-3},
         {**place, "backend": "liger", "seconds": 1e-3},
         {**place, "backend": "quack", "absent": "ModuleNotFoundError"},
+        {**place, "backend": "triton", "seconds": 1e-3, "workload": "9x9", "timing": "calls"},
     ]
     lines = tables.gpu_ops(found).splitlines()
-    assert lines[2:] == ["| softmax | 8x9 | both | 2 ms | 50% of copy |  |  | 0.50x |  |  |  |"]
+    assert lines[2:] == [
+        "| softmax | 8x9 | both | 2 ms | 50% of copy |  |  | 0.50x |  |  |  |  |  |",
+        "| softmax | 9x9, called | both | 1 ms | 50% of copy |  |  |  |  |  |  |  |  |",
+    ]
     place = {"benchmark": "training_step", "workload": "tinyx2", "dtype": "bfloat16", "device": "cuda"}
     place |= {"flops_per_second": 1e12, "matmul_flops_per_second": 4e12, "peak_memory": 2e9, "commit": "new"}
     found = [
+        {**place, "backend": "liger", "seconds": 2.0, "tokens_per_second": 1000.0, "commit": "old"},
         {**place, "backend": "triton", "seconds": 2.0, "tokens_per_second": 1000.0},
         {**place, "backend": "torch", "seconds": 1.0, "tokens_per_second": 2000.0},
         {**place, "backend": "torch", "device": "cpu", "seconds": 0.1, "tokens_per_second": 20000.0},

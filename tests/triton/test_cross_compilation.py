@@ -33,7 +33,7 @@ SPILLS = {
 }
 """Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
 registers: at 128 features the dQ kernel keeps two tiles there, and no tile size avoids a small spill. The next two are
-Triton 3.6's alone. Hopper's own kernel of dK and dV spills one scalar, outside its loop. A row of 16384 fills the
+Triton 3.6's alone. Hopper's own kernel of dK and dV spills scalars, of which its loop reads back up to ten. A row of 16384 fills the
 registers (with add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax; spilling a little
 of it is cheaper than reading it twice; walked, float32 spills two registers on Blackwell."""
 
