@@ -97,7 +97,7 @@ fi
 compiled=torch,adamw=triton+compile
 liger=torch,adamw=triton,rmsnorm=liger,swiglu=liger,cross_entropy=liger
 backends=(triton+graph triton "$compiled" "$compiled+graph" "$liger")
-together=(triton "$compiled" "$liger") # what a card holds at the same time, of the large model
+together=(triton+graph triton+compile "$compiled" "$liger") # of the large model an H200 holds four at the same time
 if [ -n "$rehearse" ]; then backends=(triton torch,adamw=triton) together=(triton); fi
 
 pytest=("$python" -m pytest -v --tb=short -p no:cacheprovider -W default)
@@ -133,7 +133,7 @@ prepare() {
         alone 'ops --prepare --only softmax cross_entropy silu embedding' & local second=$!
         alone 'ops --prepare --only attention --backends triton "sdpa_*" "flash_*"' & local third=$!
         alone "step --rounds 0 --size $small --batch 16 --backends $compiled triton" & local fourth=$!
-        alone "step --rounds 0 --size $large --batch 8 --backends $compiled" & local fifth=$!
+        alone "step --rounds 0 --size $large --batch 8 --backends $compiled triton+compile" & local fifth=$!
         wait $first $second $third $fourth $fifth
         touch "$site/gpu_is_free"
         wait

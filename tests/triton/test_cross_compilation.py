@@ -33,9 +33,9 @@ SPILLS = {
 }
 """Known exceptions, in bytes per thread. float32 is multiplied without tensor cores, whose operands then live in
 registers: at 128 features the dQ kernel keeps two tiles there, and no tile size avoids a small spill. The next two are
-Triton 3.6's alone. Hopper's own kernel of dK and dV spills scalars, of which its loop reads back up to ten. A row of 16384 fills the
-registers (with add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax; spilling a little
-of it is cheaper than reading it twice; walked, float32 spills two registers on Blackwell."""
+Triton 3.6's alone. Hopper's own kernel of dK and dV spills scalars, of which its loop reads back up to ten. A row of
+16384 fills the registers (with add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax;
+spilling a little of it is cheaper than reading it twice; walked, float32 spills two registers on Blackwell."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_hopper(compiled):
     without = [row for row in attention if row["tensor_cores"] != "wgmma"]
     assert not without, f"bfloat16 attention without Hopper's warpgroup products: {without}"
     written_for_it = [row for row in compiled if "hopper_kernel" in row["kernel"]]
-    assert len({row["kernel"] for row in written_for_it}) == 3 and len(written_for_it) >= 20
+    assert len({row["kernel"] for row in written_for_it}) == 4 and len(written_for_it) >= 20
     without = [row for row in written_for_it if not (row["warp_roles"] and row["copy_engine"])]
     assert not without, f"without registers handed over, or without the copy engine: {without}"
 
