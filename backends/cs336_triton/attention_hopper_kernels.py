@@ -515,6 +515,9 @@ def key_gradient_consumer(
                 kept &= tile * ROWS >= first_key
             if kept:
                 tma.async_copy_shared_to_global(saved_descriptor, [place, 0, 0], saved_tile)
+            else:
+                # The next tile's wait would count one copy too few.
+                tma.store_wait(0)
         else:
             operand = gl.convert_layout(grad_scores.to(dtype), operand_layout)
         if not LAG:
