@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..cuda_graph import CapturedPass
-from . import accounting, generation, model, parallel, process_group, run_data, sinks
+from . import accounting, fused_loss, generation, model, parallel, process_group, run_data, sinks
 from .checkpoints import Checkpoints, State
 from .configuration import Configuration
 from .errors import DivergedError, RunError
@@ -105,11 +105,15 @@ def check_divisible(configuration: Configuration, group: ProcessGroup) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Where a run computes and with what; strategy: the components that several processes share the work with."""
+    """Where a run computes and with what.
+
+    strategy: the components that several processes share the work with; loss: what takes the loss without logits.
+    """
 
     device: str
     components: Resolved
     strategy: Resolved
+    loss: Resolved
 
 
 def choose(configuration: Configuration, group: ProcessGroup) -> Chosen:
@@ -119,7 +123,12 @@ def choose(configuration: Configuration, group: ProcessGroup) -> Chosen:
         where = f"{group.world_size} processes" if not group.alone else f"device {device!r}"
         raise RunError(f"training.cuda_graph = true needs one process with a GPU, and this is {where}: set it to false")
     components = resolve(configuration.backend, device)
-    return Chosen(device, components, parallel.components_of(configuration, device, group))
+    return Chosen(
+        device,
+        components,
+        parallel.components_of(configuration, device, group),
+        fused_loss.components_of(configuration, device, group, components),
+    )
 
 
 class Trainer:
@@ -138,12 +147,15 @@ class Trainer:
         self.configuration, self.data, self.folder, self.progress = configuration, data, folder, progress
         self.group, self.watchers = group, watchers
         training = configuration.training
-        self.device, self.components, self.strategy = chosen.device, chosen.components, chosen.strategy
+        self.device, self.components, self.chosen = chosen.device, chosen.components, chosen
         self.model = self._build(self.device)
         self.accounting = accounting.account(self.model, configuration.model)
         self.parallel = Parallel(
-            model.recomputing(self.model, configuration), configuration, self.components, self.strategy, group
+            model.recomputing(self.model, configuration), configuration, self.components, chosen.strategy, group
         )
+        self.loss_of = self._loss_of_logits
+        if without_logits := fused_loss.from_hidden_states(self.model, chosen.loss, configuration):
+            self.loss_of = model.compiled(without_logits, configuration)
         self.captured: CapturedPass | None = None
         if training.cuda_graph:
             self.captured = CapturedPass(self._loss, [part.parameter for part in self.parallel.parts])
@@ -229,7 +241,10 @@ class Trainer:
 
     def _loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self._autocast():
-            return self.components["cross_entropy"](self.parallel.forward(inputs), targets)
+            return self.loss_of(inputs, targets)
+
+    def _loss_of_logits(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.components["cross_entropy"](self.parallel.forward(inputs), targets)
 
     def _own_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """This process's rows of what all have drawn, so that the batches are those of one process."""
@@ -417,7 +432,8 @@ class Trainer:
             decisions={
                 **self.data.tokenizer.metadata.get("decisions", {}),
                 **self.components.decisions,
-                **self.strategy.decisions,
+                **self.chosen.strategy.decisions,
+                **self.chosen.loss.decisions,
             },
             device=self.device,
             processes=self.group.world_size,
