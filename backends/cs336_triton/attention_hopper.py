@@ -141,9 +141,10 @@ def backward(
     )
     scales = (scale, scale * math.log2(math.e))
     constants = {"GROUP": group, "IS_CAUSAL": is_causal}
-    # Tiles of ROWS rows are described once for all kernels.
+    # Tiles of ROWS rows are described once for all kernels; what is not wanted is empty.
     q_rows, k_rows, v_rows, grad_rows = (described(x, ROWS) for x in (q, k, v, grad))
-    grad_q_rows = described(grad_q, ROWS)
+    grad_q_rows = described(grad_q, ROWS) if want_q else None
+    grad_k_rows, grad_v_rows = (described(x, ROWS) if want_kv else None for x in (grad_k, grad_v))
     key_blocks, query_blocks = cdiv(keys, BACKWARD_ROWS), cdiv(queries, BACKWARD_ROWS)
     least = 2 * card(q.device).multiprocessors
     key_section = _section(batch * kv_heads, 2 * group * queries * width, cdiv(least, key_blocks))
@@ -170,7 +171,7 @@ def backward(
             (key_blocks * members,),
             *(grad_k, q_blocks, k_rows, v_rows, grad_blocks),
             *(described_numbers(binary_lse, block), described_numbers(delta, block)),
-            *(described(grad_k, ROWS), described(grad_v, ROWS), k_rows if saved is None else saved),
+            *(grad_k_rows, grad_v_rows, k_rows if saved is None else saved),
             *(kv_heads, first, members, min(key_section, members), queries, keys, padded, tiles_of_head, *scales),
             **constants,
             SAVES=saved is not None,

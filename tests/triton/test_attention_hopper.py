@@ -236,6 +236,24 @@ def test_gradients_of_scores_are_saved_where_there_is_room():
     assert kernels_of(d=64)[2:] == computing
 
 
+@pytest.mark.parametrize("want_q", [False, True])
+def test_what_is_not_wanted_is_not_computed(want_q):
+    from cs336_triton import attention
+    from cs336_triton.cross_compilation import CARDS, launches_of
+
+    def call() -> None:
+        x = meta(2, 4, 200, 128)
+        saved = attention.forward(x, x, x, None, None, True, 0.1)
+        gradients = attention.backward(
+            torch.empty_like(x), x, x, x, *saved, None, None, True, 0.1, want_q=want_q, want_kv=not want_q
+        )
+        assert [gradient.numel() > 0 for gradient in gradients] == [want_q, not want_q, not want_q]
+
+    wanted = "query" if want_q else "key"
+    kernels = [launch.kernel.fn.__name__ for launch in launches_of(call, CARDS[90])]
+    assert kernels[2:] == [f"attention_{wanted}_gradient_hopper_kernel"]
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_every_saved_tile_has_a_place_of_its_own(hopper, is_causal):
     saved_place = hopper.kernels.saved_place.fn
