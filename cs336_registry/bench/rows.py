@@ -34,6 +34,17 @@ def read(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def some(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All rows under `folder`; ValueError where there are none."""
+    found = list(read(folder))
+    if not found:
+        raise ValueError(
+            f"{folder} holds no rows: name the folder with --results, {RESULTS} in a clone of the repository, or "
+            f"measure some with cs336 bench COMPONENT --out {folder}/NAME.jsonl"
+        )
+    return found
+
+
 def latest(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
     """The last row of every combination of `keys`, in the order of their first appearance."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -30,8 +30,18 @@ def rendered(text: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def stale(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether the tables in the file at `path` differ from what the rows say."""
+    """Whether the tables in the file at `path` differ from what the rows say.
+
+    Raises FileNotFoundError or ValueError where there is no file, or no table in it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: go to a clone of the repository, or name one with --files")
     text = path.read_text(encoding="utf-8")
+    if not _MARKED.search(text):
+        raise ValueError(
+            f"{path} has no table: go to a clone of the repository, or mark where one goes with <!-- rows: NAME --> "
+            f"and <!-- end rows -->; NAME is one of {', '.join(sorted(TABLES))}"
+        )
     return rendered(text, rows) != text
 
 

@@ -104,9 +104,7 @@ def report(*, results: Path = Path("benchmarks/results"), out: Path = Path("benc
     from ..bench import rows
     from ..text.files import write_text
 
-    found = list(rows.read(results))
-    if not found:
-        raise ValueError(f"{results} holds no rows: measure some with cs336 bench COMPONENT --out {results}/NAME.jsonl")
+    found = rows.some(results)
     write_text(out, page.page(found))
     print(f"wrote {out} ({len(found)} rows)")
     return 0
@@ -128,7 +126,7 @@ def tables(*, results: Path = Path("benchmarks/results"), files: list[Path] | No
     from ..bench.tables import rendered, stale
     from ..text.files import write_text
 
-    found = list(rows.read(results))
+    found = rows.some(results)
     late = [path for path in files or [Path("README.md")] if stale(path, found)]
     for path in late:
         if check:

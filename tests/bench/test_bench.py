@@ -133,6 +133,15 @@ def test_tables_are_rendered_between_markers_and_staleness_is_seen(tmp_path):
         tables.rendered("<!-- rows: nonesuch -->\n<!-- end rows -->", found)
 
 
+def test_what_has_no_tables_is_not_fresh(tmp_path):
+    page, found = tmp_path / "README.md", [made_up("reference", 2e-3)]
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*README\.md: go to a clone of the repository, or"):
+        tables.stale(page, found)
+    page.write_text("another project's\n")
+    with pytest.raises(ValueError, match=r"README\.md has no table: go to .*<!-- rows: NAME -->.* of bpe_training,"):
+        tables.stale(page, found)
+
+
 def test_tables_of_a_gpu_compare_within_a_run_and_show_losers():
     place = {"benchmark": "triton_ops", "workload": "8x9", "direction": "both", "dtype": "bfloat16", "machine": "card"}
     place |= {"component": "softmax", "limit": "copy", "share_of_limit": 0.5, "commit": "new", "timing": "graph"}

@@ -66,6 +66,8 @@ def test_errors_are_one_line(capsys):
     ("words", "message"),
     [
         (("matrix", "--results", "nowhere"), "nowhere holds no rows: name the folder with --results"),
+        (("bench", "report", "--results", "nowhere"), "nowhere holds no rows: name the folder with --results"),
+        (("bench", "tables", "--check"), "benchmarks/results holds no rows: name the folder with --results"),
         (("mutants", "--components", "rmsnrom"), "unknown component 'rmsnrom': did you mean 'rmsnorm'"),
         (("bench", "silu", "--backends", "tourch"), "no backend 'tourch': did you mean 'torch'"),
         (("bench", "silu", "--dtype", "float8"), "silu has no dtype 'float8'"),
