@@ -255,9 +255,10 @@ class Configuration:
         if self.data.is_encoded and self.tokenizer.path is None:
             return f"data.train = {self.data.train!r} holds tokens: name their tokenizer's folder in tokenizer.path"
         if self.schedule.warmup_steps >= self.cosine_steps:
+            end = "training.steps" if self.schedule.cosine_steps is None else "schedule.cosine_steps"
             return (
-                f"schedule.warmup_steps = {self.schedule.warmup_steps} leaves nothing of the schedule's "
-                f"{self.cosine_steps} steps: choose fewer"
+                f"schedule.warmup_steps = {self.schedule.warmup_steps} leaves no step for the cosine, which ends at "
+                f"{end} = {self.cosine_steps}: set schedule.warmup_steps below that, or raise {end}"
             )
         smallest = 256 + len(self.tokenizer.special_tokens)
         if self.model.vocab_size < smallest:
@@ -425,7 +426,7 @@ def _describe(error: msgspec.ValidationError, content: Mapping[str, Any]) -> str
     hint = _type_at(key)
     if get_origin(hint) is Literal:
         return f"{key} = {value!r}: {suggestion(str(value), map(str, get_args(hint)))}"
-    message = message.replace("`", "")
+    message = message.replace("`", "").replace(" | null", ' or "none"')
     return f"{key} = {value!r}: {message[:1].lower()}{message[1:]}"
 
 

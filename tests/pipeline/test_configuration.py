@@ -57,7 +57,17 @@ def test_the_course_configuration_is_the_course_s():
         ("model.vocab_size=200", "model.vocab_size = 200 is below 257"),
         ("training.compile=perhaps", "training.compile = 'perhaps': expected bool, got str"),
         ("training.gradient_accumulation=3", "can't be divided by gradient_accumulation = 3"),
-        ("schedule.warmup_steps=500", "leaves nothing of the schedule's 500 steps"),
+        ("schedule.warmup_steps=500", "cosine, which ends at training.steps = 500: set schedule.warmup_steps below"),
+        (
+            "training.steps=20",
+            "schedule.warmup_steps = 25 leaves no step for the cosine, which ends at training.steps = 20",
+        ),
+        (
+            "schedule.cosine_steps=9",
+            "schedule.cosine_steps = 9: set schedule.warmup_steps below that, or raise schedule.c",
+        ),
+        ("schedule.cosine_steps=0", "schedule.cosine_steps = 0: expected int >= 1"),
+        ("schedule.cosine_steps=half", "schedule.cosine_steps = 'half': expected int or \"none\", got str"),
         ("tokenizer.special_tokens=[]", "needs one to stand between documents"),
         ("model=3", "model = 3: expected object"),
         ("lr", "can't read --set 'lr': write section.key=value"),
