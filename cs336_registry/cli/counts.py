@@ -56,7 +56,7 @@ def build(
     """
     from ..text import counts_file
     from ..text.accumulator import Accumulator
-    from ..text.inputs import expand
+    from ..text.inputs import expand, refuse_inputs
     from ..text.memory import bytes_of, refuse_beyond
     from ..text.patterns import pattern_from
     from ..text.shards import count_range, file_ranges, identities
@@ -68,9 +68,9 @@ def build(
     position, parts = _part(part)
     check_workers(num_workers)
     paths = expand(list(shards))
-    if out.is_dir() or out.resolve() in {path.resolve() for path in paths}:
-        what = "a folder" if out.is_dir() else "one of the shards"
-        raise ValueError(f"--out is {out}, which is {what}: choose another file")
+    if out.is_dir():
+        raise ValueError(f"--out is {out}, which is a folder: name a file")
+    refuse_inputs(out, paths)
     say = _silent if quiet else _say
     whole = file_ranges(paths, expression, tokens)
     kept = distinct(paths, duplicates, [(one.size, one.digest) for one in identities(whole)])

@@ -197,6 +197,7 @@ def decode(tokens: str, /, *, tokenizer: Path, out: Path | None = None) -> int:
     from ..pipeline.progress import Progress
     from ..text import tokenizer_folder
     from ..text.files import atomic_write
+    from ..text.inputs import refuse_inputs
     from .text_backends import disk_full
 
     vocab = tokenizer_folder.read(tokenizer).vocab
@@ -204,6 +205,7 @@ def decode(tokens: str, /, *, tokenizer: Path, out: Path | None = None) -> int:
         for piece in _decoded(_chunks_of_ids(tokens), vocab):
             sys.stdout.write(piece)
         return 0
+    refuse_inputs(out, [Path(tokens)])
     with Progress().stage(f"decoding {tokens}", unit="tokens") as stage, disk_full(out), atomic_write(out) as file:
         for piece in _decoded(_watched(_chunks_of_ids(tokens), stage), vocab):
             file.write(piece.encode())

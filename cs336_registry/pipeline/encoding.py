@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text.inputs import STANDARD_INPUT, MalformedCounter, byte_texts, decoded, expand, is_plain
+from ..text.inputs import STANDARD_INPUT, MalformedCounter, byte_texts, decoded, expand, is_plain, refuse_inputs
 from . import corpus, tokens
 from .progress import Progress
 from .stopping import leaving_in_order
@@ -41,12 +41,9 @@ def encode(
     the result goes, and MismatchError where `out` holds other ids.
     """
     paths = expand(list(inputs))
-    texts = {path.resolve() for path in paths}
     # One name for all runs, so that what a killed one left is written over.
     copy = out.absolute().with_name(f".{out.stem}.text.tmp")
-    for result in (out, out.with_suffix(".json"), copy):
-        if result.resolve() in texts:
-            raise ValueError(f"{result} is one of the texts, and --out {out} writes to it: choose another --out")
+    refuse_inputs(out, paths, beside=(out.with_suffix(".json"), copy))
     is_one = len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file()
     malformed: defaultdict[Path, MalformedCounter] = defaultdict(MalformedCounter)
     copy.parent.mkdir(parents=True, exist_ok=True)

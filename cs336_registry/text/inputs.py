@@ -64,6 +64,14 @@ def is_plain(path: Path) -> bool:
     return path != STANDARD_INPUT and not kind(path)
 
 
+def refuse_inputs(out: Path, inputs: Iterable[Path], beside: Iterable[Path] = ()) -> None:
+    """Raise ValueError where `out`, or what is written beside it, is one of the inputs."""
+    taken = {path.resolve() for path in inputs}
+    for written in (out, *beside):
+        if written.resolve() in taken:
+            raise ValueError(f"{written} is one of the inputs, and --out {out} writes to it: choose another --out")
+
+
 def byte_texts(
     input_path: InputPath, block_size: int = BLOCK_SIZE, watch: Watch | None = None
 ) -> Iterator[Iterator[bytes]]:

@@ -39,8 +39,8 @@ def corpus(tmp_path):
 
 def test_no_shard_is_written_over(run, corpus, tmp_path):
     before = corpus[0].read_bytes()
-    assert run("counts", "build", *corpus, "--out", corpus[0]).failed_with("which is one of the shards: choose another")
-    assert run("counts", "build", *corpus, "--out", tmp_path).failed_with("which is a folder: choose another")
+    assert run("counts", "build", *corpus, "--out", corpus[0]).failed_with("first.txt is one of the inputs, and --out")
+    assert run("counts", "build", *corpus, "--out", tmp_path).failed_with("which is a folder: name a file")
     assert corpus[0].read_bytes() == before
 
 

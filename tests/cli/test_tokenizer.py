@@ -274,10 +274,14 @@ def test_a_text_is_no_place_for_the_result(run, folder, tmp_path):
     (tmp_path / "corpus.json").write_text('[{"text": "hello"}]')
     words = ("--tokenizer", folder, "--backend", "reference", "--out", "corpus.npy")
     result = run("tokenizer", "encode", "corpus.json", *words)
-    assert result.failed_with("corpus.json is one of the texts", "choose another --out")
+    assert result.failed_with("corpus.json is one of the inputs", "choose another --out")
     (tmp_path / "other.txt").write_text("hello")
     result = run("tokenizer", "encode", "other.txt", *words)
     assert result.failed_with("corpus.json is not a record of tokens", "choose another --out")
+    assert run("tokenizer", "encode", "other.txt", *words[:-1], "ids.npy").code == 0
+    result = run("tokenizer", "decode", "ids.npy", "--tokenizer", folder, "--out", "ids.npy")
+    assert result.failed_with("ids.npy is one of the inputs", "choose another --out")
+    assert run("tokenizer", "decode", "ids.npy", "--tokenizer", folder).out == "hello"
 
 
 def test_several_texts_are_told_apart(run, corpus, folder, tmp_path):
@@ -375,7 +379,7 @@ def test_the_text_that_is_written_out_goes_whatever_happens(run, folder, tmp_pat
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not list(tmp_path.glob(".a.text*"))
     (tmp_path / ".a.text.tmp").write_text("what a run left that was killed at once")
-    assert run("tokenizer", "encode", tmp_path / ".a.text.tmp", *words).failed_with("is one of the texts")
+    assert run("tokenizer", "encode", tmp_path / ".a.text.tmp", *words).failed_with("is one of the inputs")
     monkeypatch.undo()
     assert run("tokenizer", "encode", tmp_path / "a.txt.gz", *words).code == 0
     assert not list(tmp_path.glob(".a.text*"))
