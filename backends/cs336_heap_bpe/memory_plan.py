@@ -98,7 +98,7 @@ class Ceiling:
 
 def projected(paths: Sequence[Path], special_tokens: Sequence[str], pattern: str) -> tuple[int, int] | None:
     """How many unique pretokens a corpus has, and their bytes, by a sample; None where it is small or packed."""
-    if not all(is_plain(path) and path.is_file() for path in paths):
+    if not all(map(is_plain, paths)):
         return None
     size = sum(path.stat().st_size for path in paths)
     if size < SAMPLED_FROM_BYTES:

@@ -90,10 +90,10 @@ def _counted(
     jobs = [
         (number, path, start, end)
         for number, path in enumerate(paths)
-        if is_plain(path) and path.is_file()
+        if is_plain(path)
         for start, end in byte_ranges(path, pattern, special_tokens, _shard_bytes(path))
     ]
-    other = [path for path in paths if not (is_plain(path) and path.is_file())]
+    other = [path for path in paths if not is_plain(path)]
     total_bytes = sum(end - start for _, _, start, end in jobs)
     ceiling.check_ahead(paths, special_tokens, pattern)
     plan = ceiling.plan(1 if total_bytes <= ONE_PROCESS_BYTES else num_workers)

@@ -93,7 +93,7 @@ class Tokenizer:
         """
         workers, paths, state = check_num_workers(num_workers), expand(input_path), self._state
         for path in paths:
-            if is_plain(path) and path.is_file():
+            if is_plain(path):
                 ranges = byte_ranges(path, self.pattern, self.special_tokens, FILE_SHARD)
                 jobs = [(state, path, start, end) for start, end in ranges]
                 yield from _in_order("cs336_heap_bpe.tokenizer:encode_range", jobs, workers)

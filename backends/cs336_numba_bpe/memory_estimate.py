@@ -87,7 +87,7 @@ def dictionary_bytes(words: Words) -> int:
 
 def project(counter: WordCounter, paths: Sequence[Path]) -> Words | None:
     """The words of a corpus, from 16 MiB all over it; None where it is small or not plain."""
-    if not all(is_plain(path) and path.is_file() for path in paths) or counter.special_tokens.need_decoded_text:
+    if not all(map(is_plain, paths)) or counter.special_tokens.need_decoded_text:
         return None
     size = sum(path.stat().st_size for path in paths)
     if size < SAMPLED_FROM_BYTES:

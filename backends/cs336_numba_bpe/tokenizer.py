@@ -127,7 +127,7 @@ class Tokenizer:
         import numpy as np
 
         paths = expand(input_path)
-        if len(paths) == 1 and self._is_compilable and is_plain(paths[0]) and paths[0].is_file():
+        if len(paths) == 1 and self._is_compilable and is_plain(paths[0]):
             return self._encode_plain_file_to_array(paths[0], self._threads(num_threads))
         arrays = list(self.encode_arrays(paths, num_threads=num_threads))
         return np.concatenate(arrays) if arrays else np.empty(0, self.dtype)
@@ -146,7 +146,7 @@ class Tokenizer:
         import numpy as np
 
         for path in expand(input_path):
-            if self._is_compilable and is_plain(path) and path.is_file():
+            if self._is_compilable and is_plain(path):
                 yield from self._encode_plain_file(path, self._threads(num_threads))
                 continue
             for blocks in byte_texts(path):

@@ -98,7 +98,7 @@ class WordCounter:
 
     def _sources(self, paths: Sequence[Path]) -> list[Source]:
         """Byte ranges of plain files, and other files whole, which come first because they can't be shared out."""
-        plain = [path for path in paths if is_plain(path) and path.is_file()]
+        plain = list(filter(is_plain, paths))
         size = sum(os.path.getsize(path) for path in plain)
         range_bytes = max(MIN_RANGE_BYTES, min(RANGE_BYTES, size // (4 * self.num_threads)))
         if self.special_tokens.need_decoded_text:

@@ -44,7 +44,7 @@ def encode(
     # One name for all runs, so that what a killed one left is written over.
     copy = out.absolute().with_name(f".{out.stem}.text.tmp")
     refuse_inputs(out, paths, beside=(out.with_suffix(".json"), copy))
-    is_one = len(paths) == 1 and is_plain(paths[0]) and paths[0].is_file()
+    is_one = len(paths) == 1 and is_plain(paths[0])
     malformed: defaultdict[Path, MalformedCounter] = defaultdict(MalformedCounter)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with leaving_in_order():

@@ -60,8 +60,11 @@ def kind(path: Path) -> str:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether the file's own bytes are its text, so that it can be read from any offset."""
-    return path != STANDARD_INPUT and not kind(path)
+    """Whether `path` is a file whose own bytes are its text, so that it can be read from any offset, and again.
+
+    A pipe is none, and neither is what is packed.
+    """
+    return path != STANDARD_INPUT and not kind(path) and path.is_file()
 
 
 def refuse_inputs(out: Path, inputs: Iterable[Path], beside: Iterable[Path] = ()) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import threading
 
 import pytest
 
@@ -59,6 +61,16 @@ def test_two_plain_files_are_used_where_they_are(corpus_path, tmp_path):
     assert (found.train.path, found.validation.path) == (corpus_path, other)
     assert (found.validation.documents, found.validation.bytes) == (2, other.stat().st_size - 2 * len(END))
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["corpus.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are posix")
+def test_two_pipes_are_kept_because_they_are_read_once(tmp_path):
+    for name in ("train", "validation"):
+        os.mkfifo(tmp_path / name)
+        threading.Thread(target=(tmp_path / name).write_text, args=(f"one\n{END}\ntwo",), daemon=True).start()
+    found = prepare(tmp_path / "data", train=str(tmp_path / "train"), validation=str(tmp_path / "validation"))
+    assert found.train.path.parent == found.validation.path.parent == tmp_path / "data"
+    assert documents(found.train) == documents(found.validation) == ["one", "two"]
 
 
 def test_compressed_text_is_read(corpus_path, tmp_path):

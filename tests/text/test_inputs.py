@@ -107,6 +107,16 @@ def test_json_lines_are_told_by_the_end_of_the_name(tmp_path, name):
     assert read(tmp_path / name) == [line]
 
 
+def test_plain_is_what_can_be_read_from_any_offset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-", "a.txt", "a.txt.gz"):
+        Path(name).write_text("text")
+    assert [is_plain(Path(name)) for name in ("a.txt", "a.txt.gz", "-", "none.txt")] == [True, False, False, False]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.txt")
+        assert not is_plain(Path("pipe.txt"))
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `files`")
     from pyarrow import parquet
