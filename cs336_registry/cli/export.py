@@ -37,6 +37,8 @@ def export(
     """
     from ..pipeline.export import export as write
     from ..pipeline.progress import Progress
+    from .text_backends import disk_full
 
-    write(run, out, format=format, checkpoint=checkpoint, progress=Progress(quiet=quiet))
+    with disk_full(out or run / format):
+        write(run, out, format=format, checkpoint=checkpoint, progress=Progress(quiet=quiet))
     return 0

@@ -10,10 +10,15 @@ The folder is written under a temporary name, loaded with transformers, compared
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..text import formats, samples, tokenizer_folder
 from ..text.files import sync_folder, write_json
@@ -50,8 +55,7 @@ def export(
     trained = load(run, checkpoint=checkpoint, backend="reference")
     llama.check_expressible(trained.configuration.model)
     formats.needs("transformers", "exporting a model, which is proven by loading it,")
-    staging = staging_folder(out)
-    try:
+    with staged(out) as staging:
         progress.say(f"writing step {trained.step} of {run} ...")
         texts = _write(trained, staging)
         progress.say("loading it with transformers and comparing logits ...")
@@ -59,9 +63,6 @@ def export(
         encoded = [trained.tokenizer.tokenizer.encode(text) for text in texts]
         agreement = logit_gate.compare(staging, trained.model, encoded[:2], trained.configuration.model.context_length)
         write_json(staging / "cs336.json", _origin(trained, agreement), indent=2)
-        publish(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     progress.say(f"{agreement}\n{out} is ready for transformers")
     return Exported(out, trained.step, agreement)
 
@@ -70,6 +71,22 @@ def check_free(out: Path) -> None:
     """Refuse a name that something else has."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: choose another --out, or delete it")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder that is `out` when the block ends without an error, and is gone otherwise; errors name files so."""
+    staging = staging_folder(out)
+    try:
+        yield staging
+        publish(staging, out)
+    except OSError as error:
+        if isinstance(error.filename, str):
+            named, there = map(os.path.realpath, (error.filename, staging))
+            error.filename = named.replace(there, os.path.realpath(out))
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def staging_folder(out: Path) -> Path:
@@ -97,14 +114,12 @@ def publish(staging: Path, out: Path) -> None:
 
 def _write(trained: TrainedModel, folder: Path) -> list[str]:
     """Everything but cs336.json; returns the texts on which the tokenizer was compared with the library's."""
-    from safetensors.torch import save_file
-
     settings, tokenizer = trained.configuration.model, trained.tokenizer
     end, end_id = tokenizer.end_of_text, tokenizer.end_of_text_id
     write_json(folder / "config.json", llama.configuration(settings, end_id), indent=2)
     write_json(folder / "generation_config.json", _generation(trained), indent=2)
     state = llama.to_llama(weights(trained.model), settings)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _save(state, folder / "model.safetensors")
     # safetensors makes files that only their owner may read.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     stored = tokenizer_folder.read(tokenizer.folder)
@@ -121,6 +136,20 @@ def _write(trained: TrainedModel, folder: Path) -> list[str]:
     }
     write_json(folder / "tokenizer_config.json", tokenizer_config, indent=2)
     return texts
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; what the system refuses is an OSError, which the library puts in words alone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(state, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from None
 
 
 def _generation(trained: TrainedModel) -> dict[str, Any]:

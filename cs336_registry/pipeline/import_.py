@@ -7,7 +7,6 @@ appears only after transformers and the model here computed the same logits from
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..text import formats, samples, tokenizer_folder
 from ..text.formats import Foreign, hugging_face
 from . import accounting, llama, logit_gate, model
 from .configuration import Configuration, ModelConfiguration, from_dict
-from .export import check_free, publish, staging_folder
+from .export import check_free, staged
 from .logit_gate import Agreement
 from .progress import Progress
 from .resolved import TRAINING, Resolved, resolve
@@ -67,8 +66,7 @@ def import_(source: Path, out: Path, *, progress: Progress) -> Imported:
     content = read_json(source / "config.json")
     settings = model_settings(source, content)
     formats.needs("transformers", "importing a model, which is proven by comparing logits,")
-    staging = staging_folder(out)
-    try:
+    with staged(out) as staging:
         progress.say(f"reading {source} ...")
         folder = RunFolder(staging)
         tokenizer = _write_tokenizer(source, content, staging / "data" / "tokenizer")
@@ -85,9 +83,6 @@ def import_(source: Path, out: Path, *, progress: Progress) -> Imported:
         texts = [tokenizer.tokenizer.encode(samples.prose(2000, documents=4))]
         agreement = logit_gate.compare(source, built.eval(), texts, configuration.model.context_length)
         _write_run(folder, configuration, components, tokenizer, built, agreement)
-        publish(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     progress.say(f"{agreement}\n{out} is a run: cs336 generate {out}")
     return Imported(out, configuration, agreement)
 

@@ -537,6 +537,13 @@ def test_unusual_special_tokens_are_exported_exactly(run, corpus, name, special_
     assert tokenizer_folder.read("back").fingerprint == tokenizer_folder.read("made").fingerprint
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_disk_that_is_full_for_the_library_is_an_error_of_the_system(folder):
+    pytest.importorskip("tokenizers", reason="needs the extra export")
+    with pytest.raises(OSError, match="No space left on device"):
+        formats.module("hf").write(tokenizer_folder.read(folder), Path("/dev/full"))
+
+
 def test_merges_are_recovered_from_ranks():
     from cs336_registry.text.formats.tiktoken_ranks import recovered_merges
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from cs336_registry.pipeline import llama, training
 from cs336_registry.pipeline.configuration import ModelConfiguration
-from cs336_registry.pipeline.export import check_free, export, staging_folder
+from cs336_registry.pipeline.export import _save, check_free, export, staged, staging_folder
 from cs336_registry.pipeline.progress import Progress
 from cs336_registry.pipeline.trained import load
 
+from ..cli.typing_commands import typed
 from .conftest import TINY
 from .conftest import load as load_configuration
 
@@ -141,6 +144,39 @@ def test_bad_requests_say_what_to_do(trained_run, tmp_path):
     with pytest.raises(FileExistsError, match="taken exists already: choose another --out"):
         export(run, tmp_path / "taken", progress=QUIET)
     assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(trained_run, tmp_path, monkeypatch, capsys):
+    def full(state, path, metadata):
+        Path(path).write_bytes(b"some of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    out = tmp_path / "hf"
+    assert typed(capsys, "export", trained_run("tied"), "--out", out, "--quiet").failed_with(
+        f"the disk is full while {out} is made: what was", "free some space and run the same command again"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_safetensors_is_an_error_of_the_system(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits are posix")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            _save({"weight": torch.zeros(1000)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "model.safetensors")
+
+
+def test_errors_name_files_where_they_would_have_been(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PermissionError) as raised, staged(Path("hf")) as staging:
+        raise PermissionError(errno.EACCES, "not allowed", str(staging / "config.json"))
+    assert raised.value.filename == str(tmp_path.resolve() / "hf" / "config.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_removed(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..patterns import GPT2_PATTERN
 from ..tokenizer_folder import StoredTokenizer
 from ..vocab_files import CHARACTER_TO_BYTE, Merges, Vocab, text_to_token, token_to_text
@@ -39,8 +40,7 @@ def write(stored: StoredTokenizer, path: Path) -> list[Path]:
     tokenizer.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in stored.special_tokens]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    write_text(path, tokenizer.to_str(pretty=True))
     return [path]
 
 
