@@ -2,13 +2,17 @@
 
     python -m cs336_registry.pipeline.canary cpu float32 reference     prints one JSON object
 
-It runs in a process of its own, because a compiler may crash or never end.
+It runs in a process of its own, because a compiler may crash or never end, and it ends with the process that wants to
+know.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,6 +83,20 @@ def judge(compiled: Values, eager: Values, truth: Values, unit: float) -> str | 
     return None
 
 
+def end_with(parent: int) -> None:
+    """End this group of processes, compilers included, when the other end of the pipe `parent` is closed, which it is
+    whatever ends its holder."""
+    os.read(parent, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    wanted_device, wanted_precision, *wanted_backend = sys.argv[1:]
-    print(json.dumps(main(wanted_device, wanted_precision, wanted_backend[0] if wanted_backend else None)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("device")
+    parser.add_argument("precision")
+    parser.add_argument("backend", nargs="?")
+    parser.add_argument("--parent", type=int, help="a pipe; this process leads a group that ends with it")
+    wanted = parser.parse_args()
+    if wanted.parent is not None:
+        threading.Thread(target=end_with, args=(wanted.parent,), daemon=True).start()
+    print(json.dumps(main(wanted.device, wanted.precision, wanted.backend)))

@@ -186,21 +186,14 @@ def canary(device: str, precision: str, backend: str | None, seconds: float, wan
         precision,
         *([backend] if backend else []),
     ]
-    # One compiling process: a pool of them would outlive the canary when time is up.
-    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
     try:
-        output, errors = process.communicate(timeout=seconds)
+        status, output, errors = _within(command, seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
         return Finding(
             "warning", subject, f"a tiny model did not compile within {seconds:g} s", f"wait longer, or {cure}"
         )
-    if process.returncode:
-        last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    if status:
+        last = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
         return Finding(bad, subject, f"compiling a tiny model fails on {device}: {last[:300]}", cure)
     result = json.loads(output.strip().splitlines()[-1])
     if result["problem"]:
@@ -209,6 +202,30 @@ def canary(device: str, precision: str, backend: str | None, seconds: float, wan
     return Finding(
         "ok", subject, f"a compiled training step on {device} in {precision} agrees, {result['seconds']:g} s"
     )
+
+
+def _within(command: list[str], seconds: float) -> tuple[int, str, str]:
+    """The canary's exit status, output and errors; it ends when time is up, on Ctrl-C, and with this process."""
+    # One compiling process: a pool of them would outlive the canary when time is up.
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    held_by_canary, held_here = os.pipe()
+    with open(held_by_canary, "rb"), open(held_here, "wb"):
+        process = subprocess.Popen(
+            [*command, "--parent", str(held_by_canary)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[held_by_canary],
+        )
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+    return process.returncode, output, errors
 
 
 def space(home: Path) -> Iterator[Finding]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +160,32 @@ def test_without_a_compiler_the_canary_is_left_out_with_its_reason(monkeypatch):
 def test_a_canary_that_takes_too_long_or_fails():
     slow = doctor_machine.canary("cpu", "float32", None, 0.05, wanted=True)
     assert slow.level == "warning" and "did not compile within 0.05 s" in slow.found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process groups are posix")
+@pytest.mark.parametrize("end", ["SIGINT", "SIGKILL"])
+def test_the_canary_and_its_compiler_end_with_the_doctor(tmp_path, end):
+    psutil = pytest.importorskip("psutil", reason="needs the development group")
+    (tmp_path / "compiler").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "compiler").chmod(0o755)
+    environment = os.environ | {"CXX": str(tmp_path / "compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    code = "from cs336_registry.cli import main; main(['doctor'])"
+    doctor = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    found = []
+    while not any(one.name() == "sleep" for one in found):
+        assert time.monotonic() < deadline, "the compiler is never asked"
+        time.sleep(0.1)
+        found = psutil.Process(doctor.pid).children(recursive=True)
+    doctor.send_signal(getattr(signal, end))
+    _, errors = doctor.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(found, timeout=15)
+    for left in alive:
+        left.kill()
+    assert (len(gone), alive, errors) == (2, [], b"")
 
 
 @pytest.mark.slow
