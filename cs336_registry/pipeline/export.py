@@ -82,8 +82,8 @@ def staged(out: Path) -> Iterator[Path]:
         publish(staging, out)
     except OSError as error:
         if isinstance(error.filename, str):
-            named, there = map(os.path.realpath, (error.filename, staging))
-            error.filename = named.replace(there, os.path.realpath(out))
+            named = os.path.realpath(error.filename)
+            error.filename = named.replace(os.path.realpath(staging), os.path.realpath(out))
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
