@@ -119,7 +119,10 @@ def train(
         stored = tokenizer_folder.write(
             out, vocab, merges, **request, seconds=round(seconds, 3), decisions={"bpe_trainer": decision.to_dict()}
         )
-        _keep_frequent_words(stored, source.counts(cache_dir), out, backend)
+        counts = source.counts(cache_dir)
+        _keep_frequent_words(stored, counts, out, backend)
+    for line in () if quiet else source.warnings(counts):
+        say(line)
     short = "" if len(vocab) == vocab_size else f" (no pair is left to merge: fewer than the {vocab_size:,} asked for)"
     say(f"wrote {out}: {len(vocab):,} tokens, {len(merges):,} merges in {duration(seconds)}{short}")
     return 0
@@ -414,6 +417,13 @@ class _Text:
             return None
         return TrainingCache(cache_dir or DEFAULT_CACHE, self.paths, self.identity).load_word_counts()
 
+    def warnings(self, counts: WordCounts | None) -> Iterator[str]:
+        """What is wrong with the text. It is read again only where something was replaced, or nothing was kept."""
+        from ..text.inputs import REPLACEMENT, malformed_in, malformed_warnings
+
+        if counts is None or REPLACEMENT in counts.text:
+            yield from malformed_warnings(malformed_in(path for path in self.paths if path.is_file()))
+
 
 class _Counts:
     """Training on words that were counted before."""
@@ -471,6 +481,10 @@ class _Counts:
 
     def counts(self, cache_dir: Path | None) -> WordCounts:
         return self.words
+
+    def warnings(self, counts: WordCounts | None) -> Iterator[str]:
+        """Nothing is known of the text itself."""
+        return iter(())
 
     @cached_property
     def words(self) -> WordCounts:

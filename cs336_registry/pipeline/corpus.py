@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ..text.files import atomic_write, write_json
-from ..text.inputs import expand, is_plain, texts
+from ..text.inputs import MalformedCounter, byte_texts, decoded, expand, is_plain, malformed_warnings
 from .configuration import STANDARD_LIBRARY, DataConfiguration
 from .errors import MismatchError
 from .progress import Progress
@@ -38,6 +39,8 @@ LEFT_OUT = frozenset(
 )
 """Folders of the standard library that are not written as prose or programs: tables, test data, installed packages."""
 READ_BYTES = 1 << 22
+Malformed = tuple[defaultdict[Path, MalformedCounter], defaultdict[Path, MalformedCounter]]
+"""What the files of the training and of the validation text have; one may be both."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,14 @@ def measure(path: Path, end_of_text: str, progress: Progress, name: str = "") ->
 
 
 def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, progress: Progress) -> Corpus:
+    is_whole = data.maximum_bytes is None
+    malformed: Malformed = defaultdict(lambda: MalformedCounter(is_whole)), defaultdict(MalformedCounter)
     with (
         progress.stage("reading the corpus", unit="B") as stage,
         _Writer(folder / "train.txt", end_of_text) as train,
         _Writer(folder / "validation.txt", end_of_text) as held,
     ):
-        for document, is_validation in _documents(data, end_of_text):
+        for document, is_validation in _documents(data, end_of_text, malformed):
             (held if is_validation else train).write(document)
             stage.advance(len(document))
         for name, side in (("training", train), ("validation", held)):
@@ -145,6 +150,8 @@ def _copy(data: DataConfiguration, end_of_text: str, folder: Path, source: str, 
                     f"{source} leaves no {name} document: it has too little text; pass more, or name files for both "
                     f"data.train and data.validation"
                 )
+    for line in malformed_warnings(malformed[0] | malformed[1]):
+        progress.say(line)
     return Corpus(source, train.split(), held.split())
 
 
@@ -163,12 +170,12 @@ def standard_library_files() -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _documents(data: DataConfiguration, end_of_text: str) -> Iterator[tuple[str, bool]]:
+def _documents(data: DataConfiguration, end_of_text: str, malformed: Malformed) -> Iterator[tuple[str, bool]]:
     """(document, whether it is for validation)."""
-    train = _limited(_read(data.train, end_of_text), data.maximum_bytes)
+    train = _limited(_read(data.train, end_of_text, malformed[0]), data.maximum_bytes)
     if data.validation is not None:
         yield from ((document, False) for document in train)
-        yield from ((document, True) for document in _read(data.validation, end_of_text))
+        yield from ((document, True) for document in _read(data.validation, end_of_text, malformed[1]))
         return
     last = next(train, None)
     if last is None:
@@ -188,14 +195,14 @@ def _documents(data: DataConfiguration, end_of_text: str) -> Iterator[tuple[str,
     yield from ((part, held) for part, held in ((last[:cut], False), (last[cut:], True)) if part)
 
 
-def _read(inputs: str | tuple[str, ...], end_of_text: str) -> Iterator[str]:
+def _read(inputs: str | tuple[str, ...], end_of_text: str, malformed: Mapping[Path, MalformedCounter]) -> Iterator[str]:
     """The documents: the pieces between end-of-text tokens of every text, without the empty ones."""
     if inputs == STANDARD_LIBRARY:
         for path in standard_library_files():
             yield from _split([path.read_bytes().decode("utf-8", "replace")], end_of_text)
         return
-    for text in texts(expand(inputs)):
-        yield from _split(text, end_of_text)
+    for blocks in byte_texts(expand(inputs), watch=lambda path, block: malformed[path](block)):
+        yield from _split(decoded(blocks), end_of_text)
 
 
 def _split(blocks: Iterable[str], end_of_text: str) -> Iterator[str]:

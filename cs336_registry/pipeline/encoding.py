@@ -12,7 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text.inputs import STANDARD_INPUT, MalformedCounter, byte_texts, decoded, expand, is_plain, refuse_inputs
+from ..text.inputs import (
+    REPLACEMENT,
+    STANDARD_INPUT,
+    MalformedCounter,
+    byte_texts,
+    decoded,
+    expand,
+    is_plain,
+    malformed_in,
+    malformed_warnings,
+    refuse_inputs,
+)
 from . import corpus, tokens
 from .progress import Progress
 from .stopping import leaving_in_order
@@ -21,7 +32,6 @@ from .tokenization import RunTokenizer
 if TYPE_CHECKING:
     import numpy as np
 
-REPLACEMENT = "\ufffd".encode()
 LOOKED_THROUGH = 1 << 20
 """Ids that are compared at once."""
 
@@ -55,15 +65,18 @@ def encode(
             found = tokens.prepare(split, tokenizer, out, progress, workers=workers, backend=backend)
         finally:
             copy.unlink(missing_ok=True)
-    if is_one and _may_have_replacements(found.ids, tokenizer.tokenizer.vocab):
-        malformed[paths[0]] = _malformed(paths[0])
-    for path, counter in malformed.items():
-        if counter.total:
-            progress.say(
-                f"warning: {_named([path])} is not UTF-8 everywhere: {counter.total:,} malformed sequences of bytes "
-                f"were replaced by U+FFFD; if it has another encoding, convert it first, as iconv does"
-            )
+    if is_one:
+        tell_malformed(paths[0], found, tokenizer, progress)
+    for line in malformed_warnings(malformed):
+        progress.say(line)
     return found
+
+
+def tell_malformed(path: Path, found: tokens.Tokens, tokenizer: RunTokenizer, progress: Progress) -> None:
+    """Say how many malformed sequences of bytes the plain file has whose tokens were found."""
+    if not progress.quiet and _may_have_replacements(found.ids, tokenizer.tokenizer.vocab):
+        for line in malformed_warnings(malformed_in([path])):
+            progress.say(line)
 
 
 def _named(paths: Sequence[Path]) -> str:
@@ -105,11 +118,3 @@ def _may_have_replacements(ids: np.ndarray, vocab: Mapping[int, bytes]) -> bool:
     wanted = [number for number, token in vocab.items() if REPLACEMENT in token or token.endswith(begins)]
     chunks = (ids[start : start + LOOKED_THROUGH] for start in range(0, len(ids), LOOKED_THROUGH))
     return any((chunk == number).any() for chunk in chunks for number in wanted)
-
-
-def _malformed(path: Path) -> MalformedCounter:
-    counter = MalformedCounter()
-    for blocks in byte_texts(path):
-        for block in blocks:
-            counter(block)
-    return counter

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..machine import detect
 from ..text.files import write_json
-from . import baselines, corpus, tokenization, tokens
+from . import baselines, corpus, encoding, tokenization, tokens
 from .configuration import Configuration
 from .corpus import Corpus, Split
 from .progress import Progress
@@ -53,7 +53,11 @@ def prepare(configuration: Configuration, folder: Path, progress: Progress) -> R
     sides = {}
     for name, split in (("train", text.train), ("validation", text.validation)):
         path = folder / f"{name}.npy"
+        is_new = not path.is_file()
         sides[name] = tokens.prepare(split, tokenizer, path, progress, workers=detect().cpu_count, backend=backend)
+        # Of what was copied it was told then.
+        if is_new and split.path.parent != folder.absolute():
+            encoding.tell_malformed(split.path, sides[name], tokenizer, progress)
     train, validation = sides["train"], sides["validation"]
     with open(text.validation.path, "rb") as file:
         sample = file.read(baselines.COMPRESSED_BYTES)

@@ -14,7 +14,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,7 @@ Watch = Callable[[Path, bytes], None]
 
 BLOCK_SIZE = 1 << 20
 STANDARD_INPUT = Path("-")
+REPLACEMENT = "\ufffd".encode()
 _PACKINGS = (".gz", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson")
 _FRAME_STEP = 1 << 10
@@ -105,23 +107,46 @@ def decoded(blocks: Iterable[bytes]) -> Iterator[str]:
 
 
 class MalformedCounter:
-    """Counts the sequences of bytes that are not UTF-8, each of which `decoded` replaces by one U+FFFD."""
+    """Counts the sequences of bytes that are not UTF-8, each of which `decoded` replaces by one U+FFFD.
 
-    def __init__(self) -> None:
+    is_whole: whether the file is read to its end; elsewhere a character that is cut is none of them.
+    """
+
+    def __init__(self, is_whole: bool = True) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._replaced, self._last = 0, b""
+        self._replaced, self._last, self._is_whole = 0, b"", is_whole
 
     def __call__(self, block: bytes) -> None:
         """The file goes on with `block`."""
         if found := self._decoder.decode(block).count("\ufffd"):
             # Not those that the file itself has.
-            self._replaced += found - (self._last + block).count("\ufffd".encode())
+            self._replaced += found - (self._last + block).count(REPLACEMENT)
         self._last = (self._last + block[-2:])[-2:]
 
     @property
     def total(self) -> int:
         """How many there are, where the file ends here: what was begun is one more."""
-        return self._replaced + bool(self._decoder.getstate()[0])
+        return self._replaced + (self._is_whole and bool(self._decoder.getstate()[0]))
+
+
+def malformed_in(paths: Iterable[Path]) -> dict[Path, MalformedCounter]:
+    """What each file has of them, by reading it all."""
+    counters: defaultdict[Path, MalformedCounter] = defaultdict(MalformedCounter)
+    for path in paths:
+        for blocks in byte_texts(path, watch=lambda path, block: counters[path](block)):
+            deque(blocks, maxlen=0)
+    return counters
+
+
+def malformed_warnings(counters: Mapping[Path, MalformedCounter]) -> Iterator[str]:
+    """A line for each file that is not UTF-8 everywhere."""
+    for path, counter in counters.items():
+        if counter.total:
+            name = "standard input" if path == STANDARD_INPUT else path
+            yield (
+                f"warning: {name} is not UTF-8 everywhere: {counter.total:,} malformed sequences of bytes were "
+                f"replaced by U+FFFD; if it has another encoding, convert it first, as iconv does"
+            )
 
 
 def utf8(text: str) -> bytes:

@@ -317,6 +317,24 @@ def test_malformed_bytes_are_told_once_a_file(run, folder, tmp_path, monkeypatch
     assert warnings("sound.txt") == warnings("latin.txt", more=["--quiet"]) == []
 
 
+@pytest.mark.parametrize("backend", ["reference", "heap_bpe", "numba_bpe"])
+def test_training_tells_malformed_bytes_once_a_file(run, tmp_path, backend):
+    malformed = "Grüße aus Köln\n".encode("latin-1") * 3
+    (tmp_path / "latin.txt").write_bytes(malformed)
+    (tmp_path / "latin.txt.gz").write_bytes(gzip.compress(malformed))
+    (tmp_path / "sound.txt").write_text("Grüße, and a \ufffd of its own", encoding="utf-8")
+
+    def told(*words):
+        made = f"made_{len(list(tmp_path.iterdir()))}"
+        words = ("--vocab-size", 270, "--backend", backend, "--out", made, *words)
+        lines = run("tokenizer", "train", "latin.txt", "latin.txt.gz", "sound.txt", *words).err.splitlines()
+        return [line.partition(" malformed")[0] for line in lines if line.startswith("warning")]
+
+    expected = [f"warning: {name} is not UTF-8 everywhere: 9" for name in ("latin.txt", "latin.txt.gz")]
+    assert told() == told() == expected
+    assert told("--quiet") == []
+
+
 def test_a_tokenizer_without_special_tokens_encodes_in_parts(run, corpus, tmp_path, monkeypatch):
     from cs336_registry.pipeline import tokens
 

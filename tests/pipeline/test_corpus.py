@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import threading
 
 import pytest
 
-from cs336_registry.pipeline import corpus
+from cs336_registry.pipeline import corpus, run_data
 from cs336_registry.pipeline.configuration import DataConfiguration
 from cs336_registry.pipeline.errors import MismatchError
 from cs336_registry.pipeline.progress import Progress
+from cs336_registry.text.inputs import BLOCK_SIZE
+
+from .conftest import TINY, load
 
 END = "<|endoftext|>"
 QUIET = Progress(quiet=True)
@@ -83,6 +87,31 @@ def test_compressed_text_is_read(corpus_path, tmp_path):
 def test_maximum_bytes_limits_what_is_read(corpus_path, tmp_path):
     found = prepare(tmp_path, train=str(corpus_path), maximum_bytes=3000, validation_fraction=0.3)
     assert 3000 <= found.train.bytes + found.validation.bytes < 4500
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["split", "as_it_is"])
+def test_malformed_bytes_are_told_when_the_data_is_made(tmp_path, apart):
+    malformed, sound = tmp_path / "latin.txt", tmp_path / "sound.txt"
+    malformed.write_bytes(END.encode().join(f"Köln {n}\n".encode("latin-1") for n in range(50)))
+    sound.write_text(f"Köln\n{END}\na \ufffd of its own", encoding="utf-8")
+    inputs = [f'data.train="{malformed}"', f'data.validation="{sound}"']
+    configuration = load("quickstart", [*TINY, *(inputs if apart else [f'data.train=["{malformed}", "{sound}"]'])])
+    for told in ([f"warning: {malformed} is not UTF-8 everywhere: 50 malformed sequences of bytes"], []):
+        stream = io.StringIO()
+        run_data.prepare(configuration, tmp_path / "data", Progress(stream))
+        warnings = [line for line in stream.getvalue().splitlines() if line.startswith("warning")]
+        assert [line.partition(" were")[0] for line in warnings] == told
+
+
+@pytest.mark.parametrize("validation", ["text.txt", "other.txt"])
+def test_a_limit_that_cuts_a_character_is_no_malformed_text(tmp_path, validation):
+    text, stream = tmp_path / "text.txt", io.StringIO()
+    (tmp_path / "other.txt").write_text("other")
+    text.write_text("a" * 100 + END + "ü" * BLOCK_SIZE, encoding="utf-8")  # the first block ends within a character
+    data = DataConfiguration(train=str(text), validation=str(tmp_path / validation), maximum_bytes=100)
+    found = corpus.prepare(data, END, tmp_path / "data", Progress(stream))
+    assert found.train.bytes == 100
+    assert "warning" not in stream.getvalue()
 
 
 def test_another_corpus_in_the_folder_is_refused(corpus_path, tmp_path):

@@ -96,6 +96,13 @@ def test_json_lines(tmp_path):
     assert "".join(next(texts(tmp_path / "b.jsonl"))) == "🙂 \ufffd"
 
 
+def test_a_character_that_is_cut_where_reading_stops_is_not_malformed():
+    for is_whole in (True, False):
+        counter = MalformedCounter(is_whole)
+        counter("gr\xfcn ü".encode("latin-1") + "ü".encode()[:1])
+        assert counter.total == 2 + is_whole
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.txt", "a.jsonl.1", "a.ndjson.part", "a.jsonl.parquet.txt", "jsonl"])
 def test_json_lines_are_told_by_the_end_of_the_name(tmp_path, name):
     assert [kind(Path(known)) for known in ("a.ndjson", "b.jsonl.zst", "c.d.gz", "e.parquet")] == [
