@@ -37,6 +37,29 @@ Triton 3.6's alone. Hopper's own kernel of dK and dV spills scalars, of which it
 16384 fills the registers (with add_rmsnorm, the residual's gradient beside it), and so does one of 32768 in softmax;
 spilling a little of it is cheaper than reading it twice; walked, float32 spills two registers on Blackwell."""
 
+SPILLS_ELSEWHERE = {
+    80: {
+        ("attention_forward_kernel", "float32_d64_full"): 16,
+        ("attention_forward_kernel", "bfloat16_d64_documents"): 8,
+        ("attention_forward_kernel", "bfloat16_d128_documents"): 8,
+        ("attention_forward_kernel", "bfloat16_d128_mask"): 32,
+        ("attention_query_gradient_kernel", "bfloat16_d64_documents"): 8,
+        ("attention_query_gradient_kernel", "bfloat16_d64_mask"): 48,
+        ("attention_key_gradient_kernel", "bfloat16_d64_mask_odd"): 24,
+        ("attention_key_gradient_kernel", "bfloat16_d64_grouped"): 24,
+    },
+    100: {
+        ("attention_delta_kernel", "d64_full"): 8,
+        ("attention_delta_kernel", "d128_"): 8,
+        ("attention_delta_kernel", "bfloat16_d80_causal"): 8,
+        ("attention_forward_kernel", "bfloat16_d64_documents"): 312,
+        ("attention_query_gradient_kernel", "bfloat16_d128_odd"): 8,
+        ("attention_key_gradient_kernel", "bfloat16_d128_grouped"): 328,
+    },
+}
+"""What Triton 3.7.1 spills besides for Ampere and Blackwell, for which the tiles were not chosen. On Blackwell no tile
+keeps dK and dV of grouped heads in registers (304 to 536 bytes)."""
+
 
 @pytest.fixture(scope="module")
 def compiled(request) -> list[dict]:
@@ -71,9 +94,10 @@ def shared_memory_limit(capability: int) -> int:
     return CARDS[capability].shared_memory
 
 
-def allowed_spill(row: dict) -> int:
+def allowed_spill(row: dict, capability: int) -> int:
+    known = SPILLS | SPILLS_ELSEWHERE.get(capability, {})
     return max(
-        (size for (kernel, part), size in SPILLS.items() if row["kernel"] == kernel and part in row["label"]), default=0
+        (size for (kernel, part), size in known.items() if row["kernel"] == kernel and part in row["label"]), default=0
     )
 
 
@@ -83,7 +107,7 @@ def check(rows: list[dict], capability: int) -> None:
     limit = shared_memory_limit(capability)
     too_large = [row for row in rows if row["shared_memory"] > limit]
     assert not too_large, f"more than {limit} bytes of shared memory: {too_large}"
-    spilled = [row for row in rows if row["local_memory"] > allowed_spill(row)]
+    spilled = [row for row in rows if row["local_memory"] > allowed_spill(row, capability)]
     assert not spilled, f"spill registers to local memory: {spilled}"
 
 
