@@ -106,15 +106,9 @@ GPU_PEERS = {
 
 def gpu_ops(rows: Sequence[dict[str, Any]]) -> str:
     """Op, size and direction: the Triton kernels' time, share of the card's limit, and how much longer others took in
-    the same run, which is known by its commit."""
-    keys = ("component", "workload", "direction", "dtype", "machine")
-    found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row.get("benchmark") == "triton_ops" and row.get("seconds"):
-            run = found.setdefault(tuple(row[key] for key in keys), {})
-            if any(other["commit"] != row["commit"] for other in run.values()):
-                run.clear()
-            run[row["backend"]] = row
+    the same run."""
+    chosen = [row for row in rows if row.get("benchmark") == "triton_ops" and row.get("seconds")]
+    found = _newest_runs(chosen, "component", "workload", "direction", "dtype", "machine")
     lines = [
         f"| op | size | direction | Triton | of the card's limit | {' | '.join(GPU_PEERS)} |",
         "|---|---|---|---|---|" + "---|" * len(GPU_PEERS),
@@ -138,29 +132,35 @@ def gpu_ops(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _newest_runs(rows: Sequence[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
+    """For every combination of `keys` the last run's rows by backend; a run is known by its commit."""
+    found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        run = found.setdefault(tuple(row.get(key) for key in keys), {})
+        if any(other["commit"] != row["commit"] for other in run.values()):
+            run.clear()
+        run[row["backend"]] = row
+    return found
+
+
 def _times(own: dict[str, Any], other: dict[str, Any] | None) -> str:
     return "" if other is None else f"{other['seconds'] / own['seconds']:.2f}x"
 
 
 def gpu_steps(rows: Sequence[dict[str, Any]]) -> str:
-    """One training step on a GPU, contender by contender: tokens per second, share of the matrix limit, memory.
-
-    Of every workload the newest run, which is known by its commit.
-    """
+    """One training step on a GPU, contender by contender of one run: tokens per second, share of the matrix limit,
+    memory."""
     chosen = [
         row
         for row in rows
         if row.get("benchmark") == "training_step" and row.get("device") == "cuda" and row.get("seconds")
     ]
-    newest = latest(chosen, "workload", "backend", "dtype", "machine")
     lines = [
         "| model x sequences | contender | tokens/s | model FLOP/s of the matrix limit | peak memory | commit |",
         "|---|---|---|---|---|---|",
     ]
-    runs = {row["workload"]: row["commit"] for row in chosen}
-    for workload, commit in runs.items():
-        mine = [row for row in newest if (row["workload"], row["commit"]) == (workload, commit)]
-        for row in sorted(mine, key=lambda row: row["seconds"]):
+    for (workload, *_), mine in _newest_runs(chosen, "workload", "dtype", "machine").items():
+        for row in sorted(mine.values(), key=lambda row: row["seconds"]):
             share = row["flops_per_second"] / row["matmul_flops_per_second"]
             lines.append(
                 f"| {workload} | `{row['backend']}` | {row['tokens_per_second']:,.0f} | {share:.1%} |"
