@@ -43,7 +43,7 @@ SHORTEST = 128
 SHORT = 2048
 """Below this many queries, tiles of 192 at 64 features leave too many rows empty."""
 L2_BYTES = 32 << 20
-"""Of the cache of 50 MiB, what the keys and values of a section may take."""
+"""Of the cache of 50 MiB, what the two tensors may take that a section reads again and again."""
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:

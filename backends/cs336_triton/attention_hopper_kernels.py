@@ -796,7 +796,7 @@ def saved_consumer(
     for index in range(own):
         stage = index % STAGES
         mbarrier.wait(ready.index(stage), index // STAGES & 1)
-        saved = saved_ring.index(stage * CONSUMERS + consumer).reshape([ROWS, ROWS]).permute([1, 0])
+        saved = square(saved_ring.index(stage * CONSUMERS + consumer)).permute([1, 0])
         grad_q = warpgroup_mma(saved, matrix(k_ring.index(stage)), grad_q, is_async=True)
         # The product before this one is done, and its buffers are free.
         grad_q = warpgroup_mma_wait(1, deps=[grad_q])
